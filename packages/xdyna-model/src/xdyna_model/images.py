@@ -1,0 +1,95 @@
+"""Pictures in: a photo as it is meant to be seen, and the crop and size that the model wants."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .errors import InputError
+
+MIN_SIDE = 64  # pixels; below this there is nothing to animate (8 latents)
+
+
+def read_reference(path: str | Path) -> np.ndarray:
+    """Read the photo that is to be animated: upright, eight bits, three colours, on white where it is transparent.
+
+    Of an animated file the first picture is taken. Returns [H, W, 3] uint8 RGB, at the size of the file.
+    Raises InputError: missing, empty, damaged or too large a file, no picture, or a side below `MIN_SIDE` pixels.
+    """
+    path = Path(path)
+    check_file(path, "picture")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of oddities in metadata; what Pillow still reads is good enough
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+                rgb = _to_rgb(ImageOps.exif_transpose(image))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        limit = (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise InputError(f"{path}: has more than {limit} million pixels; scale it down first") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path}: is not a picture that can be read; save it as PNG or JPEG") from error
+    # Pillow reports damage through whatever its decoders happen to raise.
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
+        raise InputError(f"{path}: is damaged or cut off; save it again as PNG or JPEG") from error
+    height, width = rgb.shape[:2]
+    if min(height, width) < MIN_SIDE:
+        raise InputError(
+            f"{path}: is only {width}x{height} pixels; give a picture of at least {MIN_SIDE} pixels on each side"
+        )
+    return rgb
+
+
+def check_file(path: Path, kind: str) -> None:
+    """Raise InputError unless `path` is a file that is there, is not empty and may be read. kind: "picture"..."""
+    try:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; give a {kind} file")
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise InputError(f"{path}: is an empty file; give a {kind}")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; check the name of the {kind}") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from error
+
+
+def fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Crop a picture to the ratio width:height and scale it to that size.
+
+    Too tall a picture loses a quarter of the excess at the top and the rest at the bottom (heads are at the top);
+    too wide a one loses the same on both sides: the cut of the released code. Scaling is antialiased.
+    image: [H, W, 3] uint8. Returns [height, width, 3] uint8.
+    """
+    h, w = image.shape[:2]
+    if w * height < width * h:
+        keep = max(1, w * height // width)
+        top = (h - keep) // 4
+        image = image[top : top + keep]
+    else:
+        keep = max(1, h * width // height)
+        left = (w - keep) // 2
+        image = image[:, left : left + keep]
+    if image.shape[:2] == (height, width):
+        return np.ascontiguousarray(image)
+    shrinks = height <= image.shape[0]
+    picture = Image.fromarray(image).resize(
+        (width, height), Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC
+    )
+    return np.asarray(picture)
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    """Any mode of Pillow -> [H, W, 3] uint8."""
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
+        grey = np.asarray(image).astype(np.float64).clip(0, 65535) / 257
+        return np.repeat(grey.round().astype(np.uint8)[..., None], 3, axis=-1)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range")
+    if image.has_transparency_data:
+        colours = image.convert("RGBA")
+        white = Image.new("RGBA", colours.size, "white")
+        image = Image.alpha_composite(white, colours)
+    return np.asarray(image.convert("RGB"))

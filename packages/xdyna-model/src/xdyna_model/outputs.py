@@ -1,0 +1,106 @@
+"""Files that are written whole or not at all."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .errors import InputError
+
+
+def check_output(path: str | Path) -> None:
+    """Say before a long computation what would keep `path` from being written after it.
+
+    Raises InputError: the folder does not exist or cannot be written to, or `path` is there already and is not a
+    file that may be replaced.
+    """
+    path = Path(path)
+    folder = path.parent
+    if not folder.is_dir():
+        raise InputError(f"{path}: the folder {folder} does not exist; create it first, or write somewhere else")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give the name of a file in it")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is not a plain file; write somewhere else")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise InputError(f"{path}: is write-protected; remove it, or write somewhere else")
+    try:
+        # Asking the file system is the only answer that holds on read-only mounts and for the superuser.
+        draft = _draft(path)
+        _create(draft)
+        draft.unlink()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+@contextmanager
+def staged(*paths: str | Path) -> Iterator[list[Path]]:
+    """Give a temporary file beside each path; when the block ends, all take their names, in the order given.
+
+    Whatever ends the block early (Ctrl-C too) removes the temporary files and leaves the paths as they were.
+    Raises InputError where the system cannot write: a full disk, a quota, a folder without permission.
+    """
+    finals = [Path(os.path.realpath(path)) for path in paths]  # a link stays a link, what it points to is replaced
+    drafts = [_draft(final) for final in finals]
+    try:
+        for draft in drafts:
+            _create(draft)
+        yield drafts
+        for draft in drafts:
+            _flush(draft)
+        for draft, final in zip(drafts, finals, strict=True):
+            draft.replace(final)
+    except OSError as error:
+        raise _unwritable(Path(paths[0]), error) from error
+    finally:
+        for draft in drafts:
+            draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged_folder(path: str | Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path` that takes its name when the block ends, and is removed otherwise.
+
+    Raises InputError: `path` is there already, cannot be made, or the disk is full.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{path}: is there already; remove it, or give the name of a new folder")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist; create it first, or write somewhere else")
+    draft = _draft(path)
+    try:
+        draft.mkdir()
+        yield draft
+        draft.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        with suppress(FileNotFoundError):
+            shutil.rmtree(draft)
+
+
+def _draft(path: Path) -> Path:
+    """A name beside `path` that nobody uses: hidden, with the same suffix."""
+    return path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+
+
+def _create(path: Path) -> None:
+    """Make an empty file, with the permissions of any new file."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+
+
+def _flush(path: Path) -> None:
+    """Wait until the bytes are on the disk, so that a crash after the renaming cannot leave an empty file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    reason = (error.strerror or str(error)).lower()
+    return InputError(f"{path}: cannot be written ({reason}); free some space there, or write somewhere else")

@@ -1,0 +1,170 @@
+"""Frames in, frames out: videos as arrays."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.stream import VideoStream
+
+from .errors import InputError
+from .images import check_file, fit
+from .outputs import staged
+
+# What FFmpeg opens as a video although it is none: text drawn as a terminal would, and single pictures.
+NO_VIDEO = ("tty", "image2", "_pipe")
+
+
+@dataclass(frozen=True)
+class VideoClip:
+    """frames: [F, H, W, 3] uint8 RGB. fps: frames per second (the mean, where a video varies it)."""
+
+    frames: np.ndarray
+    fps: float
+
+
+def read_frames(path: str | Path, num_frames: int | None = None, *, size: tuple[int, int] | None = None) -> VideoClip:
+    """Read all frames of a video, or the first `num_frames`.
+
+    size: (height, width) to crop and scale each frame to as it is read, so that a large video never lies in
+        memory at its own size; None keeps the video's. Rotation and pixel shape of the file are applied.
+    Raises InputError: no video or a damaged one (`iter_frames`), or fewer frames than `num_frames`.
+    """
+    wanted = islice(iter_frames(path), num_frames)
+    frames = [frame if size is None else fit(frame, *size) for frame in wanted]
+    if num_frames is not None and len(frames) < num_frames:
+        raise InputError(
+            f"{path}: has {len(frames)} frames, {num_frames} were asked for; ask for at most {len(frames)} frames"
+        )
+    return VideoClip(np.stack(frames), frame_rate(path))
+
+
+def iter_frames(path: str | Path) -> Iterator[np.ndarray]:
+    """Decode a video one frame at a time, upright and with square pixels.
+
+    Yields [H, W, 3] uint8 RGB. Raises InputError: a missing or empty file, a folder, a file that is no video, a
+    damaged or cut-off one; the last once the readable frames have been given, with their number.
+    """
+    path = Path(path)
+    count = 0
+    end = 0.0
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        try:
+            for frame in container.decode(stream):
+                yield _upright(frame, stream)
+                count += 1
+                end = (frame.time or 0.0) + float(frame.duration * (frame.time_base or 0))
+        except av.FFmpegError as error:
+            raise _damaged(path, count) from error
+        if count == 0:
+            raise InputError(f"{path}: not one frame of it can be decoded; give another video, or re-encode it")
+        # A cut-off Matroska file simply ends: only the length it promised tells.
+        if end < _promised_seconds(stream) - 0.5:
+            raise _damaged(path, count)
+
+
+def frame_rate(path: str | Path) -> float:
+    """Frames per second of a video, the mean where it varies. Raises InputError as `iter_frames` does."""
+    with _open(Path(path)) as container:
+        stream = container.streams.video[0]
+        rate = stream.average_rate or stream.guessed_rate
+        if not rate:
+            raise InputError(f"{path}: does not say how fast it plays; re-encode it, for instance as MP4")
+        return float(rate)
+
+
+def crop_and_resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """`images.fit` for each frame. frames: [F, H, W, 3] uint8. Returns [F, height, width, 3] uint8."""
+    return np.stack([fit(frame, height, width) for frame in frames])
+
+
+def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float, crf: float = 16) -> None:
+    """Write an MP4 file (H.264, 4:2:0), whole or not at all.
+
+    frames: [H, W, 3] uint8 RGB each; fps: frames per second; crf: 0 (lossless) to 51, constant quality.
+    The same frames give the same bytes. Raises InputError where the file cannot be written (`outputs.staged`).
+    """
+    with staged(path) as [draft]:
+        encode_video(draft, frames, fps, crf)
+
+
+def encode_video(path: Path, frames: Iterable[np.ndarray], fps: float, crf: float = 16) -> None:
+    """`write_video` into a file that may be left behind half-written. Raises OSError and ValueError (no frames)."""
+    with av.open(f"file:{path}", "w", format="mp4", options={"movflags": "faststart"}) as container:
+        stream: VideoStream | None = None
+        rate = Fraction(fps).limit_denominator(1001)
+        for index, array in enumerate(frames):
+            frame = np.pad(array, ((0, array.shape[0] % 2), (0, array.shape[1] % 2), (0, 0)), mode="edge")
+            if stream is None:
+                stream = container.add_stream("libx264", rate)
+                stream.height, stream.width = frame.shape[:2]
+                _configure(stream, crf)
+            rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24")
+            picture = rgb.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+            picture.pts, picture.time_base = index, 1 / rate
+            container.mux(stream.encode(picture))
+        if stream is None:
+            raise ValueError("a video needs at least one frame")
+        container.mux(stream.encode(None))
+
+
+def _configure(stream: VideoStream, crf: float) -> None:
+    stream.pix_fmt = "yuv420p"
+    stream.options = {"crf": str(crf), "preset": "medium"}
+    context = stream.codec_context
+    # x264 gives other bytes for another number of threads, and takes it from the machine unless told.
+    context.thread_count = 4
+    # Players guess the colours of an untagged file by its size, and guess differently.
+    context.colorspace = Colorspace.ITU709
+    context.color_primaries = ColorPrimaries.BT709
+    context.color_trc = ColorTrc.BT709
+    context.color_range = ColorRange.MPEG
+
+
+def _open(path: Path) -> InputContainer:
+    check_file(path, "video")
+    none = (
+        f"{path}: holds no video that can be read (cut off? a picture? only sound?); give a complete one, such as MP4"
+    )
+    try:
+        # "file:" keeps a colon in a name from being taken for a network address.
+        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"})
+    except av.FFmpegError as error:
+        raise InputError(none) from error
+    if not container.streams.video or container.format.name.endswith(NO_VIDEO):
+        container.close()
+        raise InputError(none)
+    return container
+
+
+def _upright(frame: av.VideoFrame, stream: VideoStream) -> np.ndarray:
+    """[H, W, 3] uint8 RGB as a player shows it."""
+    ratio = stream.sample_aspect_ratio or 1
+    rgb = frame.to_ndarray(format="rgb24", width=max(1, round(frame.width * ratio)))
+    if frame.rotation:
+        rgb = np.rot90(rgb, k=round(frame.rotation / 90))
+    return np.ascontiguousarray(rgb)
+
+
+def _promised_seconds(stream: VideoStream) -> float:
+    """The length that a Matroska file gives for its video track; 0 for all others, which fail loudly when cut."""
+    hours, _, rest = stream.metadata.get("DURATION", "").partition(":")
+    minutes, _, seconds = rest.partition(":")
+    try:
+        return 3600 * float(hours) + 60 * float(minutes) + float(seconds)
+    except ValueError:
+        return 0.0
+
+
+def _damaged(path: Path, count: int) -> InputError:
+    if count == 0:
+        return InputError(f"{path}: is damaged or cut off, no frame can be read; give another video")
+    return InputError(
+        f"{path}: is damaged or cut off after {count} readable frames; re-encode it, or ask for at most {count} frames"
+    )
