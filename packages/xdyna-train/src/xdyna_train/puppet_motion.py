@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_STANCE = 0.11  # how far a foot stands outside its hip, in leg lengths
+
 
 @dataclass(frozen=True)
 class Expression:
@@ -94,20 +96,30 @@ class Motion:
     @classmethod
     def standing(cls) -> "Motion":
         """No motion: upright, arms at ease, smiling with open eyes."""
-        rest, none = ((0.32, 0.12), (0.32, 0.12)), ((0.0, 0.0), (0.0, 0.0))
-        still = (0.0,) * 6
-        face = (0.0, 0.6, 0.9, 0.0, 0.0, 0.1)
-        return cls(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, rest, none, none, face, still, still, still)
+        at_ease, none, still = ((0.32, 0.12), (0.32, 0.12)), ((0.0, 0.0), (0.0, 0.0)), (0.0,) * 6
+        return cls(
+            tempo=0.0,
+            place=0.0,
+            sway=0.0,
+            bounce=0.0,
+            lean=0.0,
+            turn=0.0,
+            stride=0.0,
+            arm_rest=at_ease,
+            arm_swing=none,
+            arm_phase=none,
+            face_rest=(0.0, 0.6, 0.9, 0.0, 0.0, 0.1),
+            face_swing=still,
+            face_rate=still,
+            face_phase=still,
+        )
 
     def at(self, t: float) -> Pose:
         """The pose at time t, in frames (any real number)."""
         beat = self.tempo * t
         rests, swings, phases = self.arm_rest, self.arm_swing, self.arm_phase
         right, left = (_arm(beat, rests[k], swings[k], phases[k]) for k in (0, 1))
-        stance = 0.11
-        steps = tuple(
-            (stance, self.stride * max(0.0, float(np.sin(beat + side)))) for side in (0.0, np.pi)
-        )  # one foot after the other
+        lifts = [max(0.0, float(np.sin(beat + side))) for side in (0.0, np.pi)]  # one foot after the other
         return Pose(
             place=self.place,
             sway=self._sway(t),
@@ -118,7 +130,7 @@ class Motion:
             arms=(right, left),
             wrists=(0.35 * float(np.sin(beat + phases[0][1])) * self.bounce, 0.35 * float(np.sin(beat + phases[1][1]))),
             spread=0.75 + 0.25 * float(np.sin(0.5 * beat)) if self.tempo else 0.45,
-            steps=(steps[0], steps[1]),
+            steps=((_STANCE, self.stride * lifts[0]), (_STANCE, self.stride * lifts[1])),
             drag=self._drag(t),
             expression=self._expression(t),
         )

@@ -47,13 +47,32 @@ def _clouds(rng: np.random.Generator, half: float) -> Place:
 
 def _waterfall(rng: np.random.Generator, half: float) -> Place:
     """Water between mossy cliffs, a pool, a bank."""
-    hue, middle = rng.uniform(0.08, 0.62), rng.uniform(-0.04, 0.04)
-    wide = min(rng.uniform(0.17, 0.21), 0.72 * half)
+    middle = rng.uniform(-0.04, 0.04)
+    wide = rng.uniform(0.6, 0.74) * half
     place = Place(
         [(0, 188, 220, 226), (0.3, 150, 190, 196), (1, 70, 110, 120)], window=(middle - wide, 0.06, middle + wide, 0.76)
     )
     place.back.box(middle - wide - 0.05, 0.05, middle + wide + 0.05, 0.8, (140, 192, 220))
-    front, stone = Strokes(), hsv(hue, 0.16, 0.5)
+    front = Strokes()
+    _cliffs(rng, front, half, middle, wide)
+    front.ellipse((middle, 0.79), wide + 0.14, 0.075, (86, 152, 186))
+    front.ellipse((middle, 0.775), wide + 0.08, 0.045, (140, 194, 218))
+    for x in np.linspace(-1, 1, round(47 * wide)):
+        radius = 0.024 + 0.016 * rng.random()
+        front.ellipse(
+            (middle + x * (wide + 0.01), 0.762 + 0.008 * rng.random()), 1.3 * radius, radius, (236, 247, 252, 215)
+        )
+    moss = hsv(rng.uniform(0.22, 0.34), 0.5, 0.5)
+    front.polygon(ridge(rng, half, 0.84, 0.008, 14.0), moss)
+    front.polygon(ridge(rng, half, 0.9, 0.008, 10.0), blend(moss, (255, 240, 170), 0.14))
+    place.front = front
+    return place
+
+
+def _cliffs(rng: np.random.Generator, front: Strokes, half: float, middle: float, wide: float) -> None:
+    """Heaped rocks with bushes on both sides of the water."""
+    hue = rng.uniform(0.08, 0.62)
+    stone = hsv(hue, 0.16, 0.5)
     for sign in (-1, 1):
         for row in range(9):
             y = 0.02 + 0.09 * row
@@ -75,18 +94,6 @@ def _waterfall(rng: np.random.Generator, half: float) -> Place:
         for _ in range(7):
             x, y = middle + sign * rng.uniform(wide + 0.03, half + 0.03), rng.uniform(0.0, 0.62)
             bush(front, x, y, rng.uniform(0.025, 0.05), hsv(rng.uniform(0.24, 0.38), 0.5, rng.uniform(0.42, 0.6)))
-    front.ellipse((middle, 0.79), wide + 0.14, 0.075, (86, 152, 186))
-    front.ellipse((middle, 0.775), wide + 0.08, 0.045, (140, 194, 218))
-    for x in np.linspace(-1, 1, 9):
-        radius = 0.024 + 0.016 * rng.random()
-        front.ellipse(
-            (middle + x * (wide + 0.01), 0.762 + 0.008 * rng.random()), 1.3 * radius, radius, (236, 247, 252, 215)
-        )
-    moss = hsv(rng.uniform(0.22, 0.34), 0.5, 0.5)
-    front.polygon(ridge(rng, half, 0.84, 0.008, 14.0), moss)
-    front.polygon(ridge(rng, half, 0.9, 0.008, 10.0), blend(moss, (255, 240, 170), 0.14))
-    place.front = front
-    return place
 
 
 def _fireworks(rng: np.random.Generator, half: float) -> Place:
