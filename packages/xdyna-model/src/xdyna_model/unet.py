@@ -1,0 +1,106 @@
+"""The denoiser: Stable Diffusion 1.5 with Dynamics-Adapter, image tokens and motion modules."""
+
+import inspect
+
+import torch
+from diffusers import (
+    ModelMixin,  # noqa: F401  diffusers looks for the base class in the module of a component
+    UNetMotionModel,
+)
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention_processor import Attention
+from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D, UNetMotionOutput
+from torch import Tensor, nn
+
+from .clip_layout import ClipLayout
+from .dynamics_adapter import DynamicsAdapter
+from .image_tokens import ImageTokenAttention
+from .motion import ClipGroupNorm, MotionModule
+
+# Where the released model differs from UNetMotionModel's own defaults. sample_size is (height, width) in latents.
+RELEASED = {
+    "sample_size": (112, 64),
+    "cross_attention_dim": 768,
+    "motion_max_seq_length": 24,
+    "use_motion_mid_block": False,
+}
+
+
+def _with_released_defaults(init):
+    """Gives `init` the signature of UNetMotionModel's, so that diffusers can save and restore the configuration."""
+    parent = inspect.signature(UNetMotionModel.__init__)
+    init.__signature__ = parent.replace(
+        parameters=[p.replace(default=RELEASED.get(name, p.default)) for name, p in parent.parameters.items()]
+    )
+    return init
+
+
+class XDynaUNet(UNetMotionModel):
+    """Takes the configuration of `UNetMotionModel`; the defaults are the released model.
+
+    Frame 0 of every clip is the clean reference. Norms of the ResNet blocks and of the output see the whole clip,
+    so all frames, the reference included, depend on each other.
+    """
+
+    @register_to_config
+    @_with_released_defaults
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **RELEASED | kwargs)
+        self.layout = ClipLayout()
+        self._exchange_parts()
+
+    def _exchange_parts(self) -> None:
+        for name, module in list(self.named_modules()):
+            parent, _, child = name.rpartition(".")
+            if isinstance(module, AnimateDiffTransformer3D):
+                setattr(self.get_submodule(parent), child, MotionModule(module))
+            elif isinstance(module, nn.GroupNorm) and (".resnets." in name or name == "conv_norm_out"):
+                setattr(self.get_submodule(parent), child, ClipGroupNorm(module, self.layout))
+            elif isinstance(module, Attention) and ".attentions." in name:
+                processor = DynamicsAdapter if child == "attn1" else ImageTokenAttention
+                module.set_processor(processor(module, self.layout))
+
+    def reset_adapters(self) -> None:
+        """Puts every Dynamics-Adapter back to its start: call it after loading a backbone to train on."""
+        for module in self.modules():
+            if isinstance(module, Attention) and isinstance(module.processor, DynamicsAdapter):
+                module.processor.reset(module)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        encoder_hidden_states: Tensor,
+        image_embeds: Tensor,
+        down_block_additional_residuals: tuple[Tensor, ...] | None = None,
+        mid_block_additional_residual: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNetMotionOutput | tuple[Tensor]:
+        """Predicts the noise of a clip.
+
+        Args:
+            sample: [B, C, F, h, w] latents, frame 0 the clean reference.
+            timestep: one for the whole batch, or [B]; the reference gets the same one.
+            encoder_hidden_states: [B, T, E] text tokens.
+            image_embeds: [B, 16, E] image tokens.
+            down_block_additional_residuals, mid_block_additional_residual: of the ControlNets, [B*F, C, h', w']
+                with frames folded into the batch, frame 0 first.
+
+        Returns:
+            `.sample` [B, C, F, h, w]; what it says of frame 0 is not meant to be used.
+
+        Raises:
+            ValueError: sample is not a clip, or has more frames than the motion modules have positions.
+        """
+        limit = self.config.motion_max_seq_length
+        if sample.ndim != 5 or not 1 <= sample.shape[2] <= limit + 1:
+            raise ValueError(f"sample is {list(sample.shape)}, expected [B, C, F, h, w] with 1 <= F <= 1 + {limit}")
+        self.layout.num_frames = sample.shape[2]
+        return super().forward(
+            sample,
+            timestep,
+            (encoder_hidden_states, image_embeds),
+            down_block_additional_residuals=down_block_additional_residuals,
+            mid_block_additional_residual=mid_block_additional_residual,
+            return_dict=return_dict,
+        )
