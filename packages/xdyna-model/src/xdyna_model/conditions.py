@@ -44,7 +44,8 @@ class DetectionReport:
 
 @dataclass(frozen=True, eq=False)
 class Conditions:
-    """pose, face_local, face_global: [F, H, W, 3] uint8 RGB each, one picture for every frame that is driven.
+    """pose, face_local, face_global: [F, H, W, 3] RGB each, one picture for every frame that is driven: uint8, or
+    float32 in [0, 1].
 
     Raises InputError unless all three have that form and the same shape.
     """
@@ -56,9 +57,11 @@ class Conditions:
     def __post_init__(self) -> None:
         for name in ("pose", "face_local", "face_global"):
             value = getattr(self, name)
-            if not isinstance(value, np.ndarray) or value.dtype != np.uint8:
+            if not isinstance(value, np.ndarray) or value.dtype not in (np.uint8, np.float32):
                 kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
-                raise InputError(f"conditions: {name} must be a uint8 array, not {kind}")
+                raise InputError(f"conditions: {name} must be a uint8 or float32 array, not {kind}")
+            if value.dtype == np.float32 and not ((value >= 0) & (value <= 1)).all():
+                raise InputError(f"conditions: {name} is not in [0, 1] everywhere")
             if value.ndim != 4 or value.shape[3] != 3 or 0 in value.shape:
                 raise InputError(f"conditions: {name} must be [frames, height, width, 3], not {list(value.shape)}")
             if value.shape != self.pose.shape:
@@ -146,9 +149,10 @@ class Conditions:
 
 
 def _to_unit(pictures: np.ndarray, device: torch.device | str | None, dtype: torch.dtype) -> torch.Tensor:
-    """[F, H, W, 3] uint8 -> [F, 3, H, W] in [0, 1], divided before it is rounded to `dtype`."""
+    """[F, H, W, 3] uint8 or float32 -> [F, 3, H, W] in [0, 1], divided before it is rounded to `dtype`."""
     pixels = torch.tensor(pictures, device=device)
-    return (rearrange(pixels, "f h w c -> f c h w").float() / 255).to(dtype).contiguous()
+    scale = 255 if pixels.dtype == torch.uint8 else 1
+    return (rearrange(pixels, "f h w c -> f c h w").float() / scale).to(dtype).contiguous()
 
 
 def _runs(indices: Sequence[int]) -> tuple[tuple[int, int], ...]:

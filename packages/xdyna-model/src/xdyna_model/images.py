@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .errors import InputError
+from xdyna_model.errors import InputError
 
 MIN_SIDE = 64  # pixels; below this there is nothing to animate (8 latents)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import InputError
+from xdyna_model.errors import InputError
 
 
 def check_output(path: str | Path) -> None:

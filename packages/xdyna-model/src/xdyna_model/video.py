@@ -12,9 +12,9 @@ from av.container import InputContainer
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from av.video.stream import VideoStream
 
-from .errors import InputError
-from .images import check_file, fit
-from .outputs import staged
+from xdyna_model.errors import InputError
+from xdyna_model.images import check_file, fit
+from xdyna_model.outputs import staged
 
 # What FFmpeg opens as a video although it is none: text drawn as a terminal would, and single pictures.
 NO_VIDEO = ("tty", "image2", "_pipe")
@@ -29,44 +29,26 @@ class VideoClip:
 
 
 def read_frames(path: str | Path, num_frames: int | None = None, *, size: tuple[int, int] | None = None) -> VideoClip:
-    """Read all frames of a video, or the first `num_frames`.
+    """All of `iter_frames` (same arguments, same errors) and the frame rate."""
+    frames = np.stack(list(iter_frames(path, num_frames, size=size)))
+    return VideoClip(frames, frame_rate(path))
 
-    size: (height, width) to crop and scale each frame to as it is read, so that a large video never lies in
-        memory at its own size; None keeps the video's. Rotation and pixel shape of the file are applied.
-    Raises InputError: no video or a damaged one (`iter_frames`), or fewer frames than `num_frames`.
+
+def iter_frames(
+    path: str | Path, num_frames: int | None = None, *, size: tuple[int, int] | None = None
+) -> Iterator[np.ndarray]:
+    """Decode a video one frame at a time, upright and with square pixels: all of it, or the first `num_frames`.
+
+    size: (height, width) to crop and scale each frame to (`images.fit`); None keeps the video's.
+    Yields [H, W, 3] uint8 RGB. Raises InputError: a missing or empty file, a folder, a file that is no video; and
+    after the frames that there are, a damaged or cut-off file, or one of fewer than `num_frames` frames.
     """
-    wanted = islice(iter_frames(path), num_frames)
-    frames = [frame if size is None else fit(frame, *size) for frame in wanted]
-    if num_frames is not None and len(frames) < num_frames:
-        raise InputError(
-            f"{path}: has {len(frames)} frames, {num_frames} were asked for; ask for at most {len(frames)} frames"
-        )
-    return VideoClip(np.stack(frames), frame_rate(path))
-
-
-def iter_frames(path: str | Path) -> Iterator[np.ndarray]:
-    """Decode a video one frame at a time, upright and with square pixels.
-
-    Yields [H, W, 3] uint8 RGB. Raises InputError: a missing or empty file, a folder, a file that is no video, a
-    damaged or cut-off one; the last once the readable frames have been given, with their number.
-    """
-    path = Path(path)
     count = 0
-    end = 0.0
-    with _open(path) as container:
-        stream = container.streams.video[0]
-        try:
-            for frame in container.decode(stream):
-                yield _upright(frame, stream)
-                count += 1
-                end = (frame.time or 0.0) + float(frame.duration * (frame.time_base or 0))
-        except av.FFmpegError as error:
-            raise _damaged(path, count) from error
-        if count == 0:
-            raise InputError(f"{path}: not one frame of it can be decoded; give another video, or re-encode it")
-        # A cut-off Matroska file simply ends: only the length it promised tells.
-        if end < _promised_seconds(stream) - 0.5:
-            raise _damaged(path, count)
+    for frame in islice(_decode(Path(path)), num_frames):
+        yield frame if size is None else fit(frame, *size)
+        count += 1
+    if num_frames is not None and count < num_frames:
+        raise InputError(f"{path}: has {count} frames, {num_frames} were asked for; ask for at most {count} frames")
 
 
 def frame_rate(path: str | Path) -> float:
@@ -141,6 +123,25 @@ def _open(path: Path) -> InputContainer:
         container.close()
         raise InputError(none)
     return container
+
+
+def _decode(path: Path) -> Iterator[np.ndarray]:
+    count = 0
+    end = 0.0
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        try:
+            for frame in container.decode(stream):
+                yield _upright(frame, stream)
+                count += 1
+                end = (frame.time or 0.0) + float(frame.duration * (frame.time_base or 0))
+        except av.FFmpegError as error:
+            raise _damaged(path, count) from error
+        if count == 0:
+            raise InputError(f"{path}: not one frame of it can be decoded; give another video, or re-encode it")
+        # A cut-off Matroska file simply ends: only the length it promised tells.
+        if end < _promised_seconds(stream) - 0.5:
+            raise _damaged(path, count)
 
 
 def _upright(frame: av.VideoFrame, stream: VideoStream) -> np.ndarray:

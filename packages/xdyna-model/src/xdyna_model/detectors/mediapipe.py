@@ -70,8 +70,11 @@ class MediapipeDetector:
                 )
                 for _ in ("left", "right")
             ]
-        self._models = [self._pose, self._face_mesh, self._face_detection, *self._hands]
-        # The models say their greetings when they first run, which for most is when somebody is first seen.
+            self._models = [self._pose, self._face_mesh, self._face_detection, *self._hands]
+            # Threads of theirs are still starting up, and have things to say: wait for a first answer of each.
+            for model in self._models:
+                model.process(np.zeros((64, 64, 3), np.uint8))
+        # And more is said when somebody is first seen.
         self._greeted = False
 
     def __call__(self, frame: np.ndarray) -> Person | None:

@@ -1,0 +1,84 @@
+"""The nano model: every component of the released model at a size that two CPU cores animate in seconds.
+
+Its weights are random, drawn from a fixed seed; what it makes is noise in the shape of a video.
+"""
+
+import torch
+from diffusers import AutoencoderKL, ControlNetModel
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+
+from .image_tokens import ImageProjection
+from .pipeline import XDynaPipeline
+from .sampling import released_scheduler
+from .unet import XDynaUNet
+
+WIDTH = 32  # channels of text and image tokens, and of both CLIP towers
+BACKBONE = {
+    "block_out_channels": (32, 64, 96, 96),
+    "layers_per_block": 1,
+    "norm_num_groups": 16,
+    "cross_attention_dim": WIDTH,
+}
+
+
+def nano_pipeline(seed: int = 0) -> XDynaPipeline:
+    """A whole pipeline with random weights drawn from `seed`, float32 on the CPU. Leaves global randomness alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return XDynaPipeline(
+            vae=AutoencoderKL(
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                block_out_channels=(16, 32, 32, 32),
+                norm_num_groups=8,
+                latent_channels=4,
+            ),
+            text_encoder=CLIPTextModel(_text_config()),
+            tokenizer=_tokenizer(),
+            unet=XDynaUNet(sample_size=(28, 16), **BACKBONE),
+            controlnet=ControlNetModel(conditioning_channels=3, **BACKBONE),
+            controlnet_face=ControlNetModel(conditioning_channels=6, **BACKBONE),
+            image_encoder=CLIPVisionModelWithProjection(_vision_config()),
+            feature_extractor=CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}),
+            image_projection=ImageProjection(
+                embed_dims=WIDTH, output_dims=WIDTH, hidden_dims=WIDTH, depth=2, dim_head=4, heads=12
+            ),
+            scheduler=released_scheduler(),
+        )
+
+
+def _tower() -> dict:
+    return {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def _text_config() -> CLIPTextConfig:
+    words = _vocabulary()
+    return CLIPTextConfig(
+        vocab_size=len(words),
+        bos_token_id=words["<|startoftext|>"],
+        eos_token_id=words["<|endoftext|>"],
+        projection_dim=WIDTH,
+        **_tower(),
+    )
+
+
+def _vision_config() -> CLIPVisionConfig:
+    return CLIPVisionConfig(image_size=56, patch_size=14, projection_dim=WIDTH, **_tower())
+
+
+def _vocabulary() -> dict[str, int]:
+    """Printable characters one by one, inside a word and at its end: enough for any English prompt."""
+    characters = [chr(code) for code in range(33, 127)]
+    words = [*characters, *(f"{c}</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
+    return {word: index for index, word in enumerate(words)}
+
+
+def _tokenizer() -> CLIPTokenizer:
+    return CLIPTokenizer(vocab=_vocabulary(), merges=[], model_max_length=77)

@@ -1,0 +1,333 @@
+"""XDynaPipeline: a reference picture and the conditions of a driving video in, frames out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, DiffusionPipeline
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from diffusers.video_processor import VideoProcessor
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from . import windows
+from .conditions import Conditions
+from .controlnets import control_residuals
+from .image_tokens import ImageProjection
+from .images import fit
+from .sampling import initial_latents
+from .unet import XDynaUNet
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+Schedule = Callable[[int], list[list[int]]]
+
+
+@dataclass
+class XDynaPipelineOutput(BaseOutput):
+    """frames: as in diffusers' video pipelines, one clip. "pil": a list with a list of pictures; "np": float32
+    [1, F, H, W, 3] in [0, 1]; "pt": [1, F, 3, H, W] in [0, 1]; "latent": [1, C, F, h, w].
+    """
+
+    frames: list[list[Image.Image]] | np.ndarray | Tensor
+
+
+@dataclass(frozen=True)
+class EncodedReference:
+    """What the denoiser is told besides the conditions. With guidance the first dimension G is 2, unconditional
+    first; without it is 1.
+
+    latent: [1, C, 1, h, w]. text: [G, T, E]. image_tokens: [G, 16, E].
+    """
+
+    latent: Tensor
+    text: Tensor
+    image_tokens: Tensor
+
+
+class XDynaPipeline(DiffusionPipeline):
+    """Human image animation with X-Dyna. The components are those of Stable Diffusion 1.5 pipelines, and:
+
+    unet: the `XDynaUNet`. controlnet, controlnet_face: the pose and the S-Face `ControlNetModel`s.
+    image_encoder, feature_extractor, image_projection: CLIP and the resampler that make the image tokens.
+    """
+
+    model_cpu_offload_seq = "text_encoder->image_encoder->image_projection->unet->vae"
+    _exclude_from_cpu_offload = ("controlnet", "controlnet_face")
+    _callback_tensor_inputs = ("latents",)
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: XDynaUNet,
+        controlnet: ControlNetModel,
+        controlnet_face: ControlNetModel,
+        image_encoder: CLIPVisionModelWithProjection,
+        feature_extractor: CLIPImageProcessorPil,
+        image_projection: ImageProjection,
+        scheduler: DDIMScheduler,
+    ):
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            controlnet=controlnet,
+            controlnet_face=controlnet_face,
+            image_encoder=image_encoder,
+            feature_extractor=feature_extractor,
+            image_projection=image_projection,
+            scheduler=scheduler,
+        )
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    @property
+    def default_height(self) -> int:
+        """Height in pixels that the denoiser was made for."""
+        return _sides(self.unet.config.sample_size)[0] * self.vae_scale_factor
+
+    @property
+    def default_width(self) -> int:
+        """Width in pixels that the denoiser was made for."""
+        return _sides(self.unet.config.sample_size)[1] * self.vae_scale_factor
+
+    @torch.no_grad()
+    def encode(
+        self,
+        reference: Image.Image | np.ndarray,
+        height: int,
+        width: int,
+        *,
+        guidance: bool = True,
+        prompt: str = "",
+        negative_prompt: str = "",
+        generator: torch.Generator | None = None,
+    ) -> EncodedReference:
+        """Reference picture and prompts to what the denoiser takes.
+
+        reference: RGB of any size. CLIP sees all of it; the VAE sees it cropped and scaled to height x width.
+        """
+        picture = np.asarray(reference.convert("RGB") if isinstance(reference, Image.Image) else reference)
+        return EncodedReference(
+            latent=self._encode_latent(fit(picture, height, width), generator),
+            text=self._encode_text([negative_prompt, prompt] if guidance else [prompt]),
+            image_tokens=self._encode_image_tokens(picture, guidance),
+        )
+
+    def _encode_latent(self, picture: np.ndarray, generator: torch.Generator | None) -> Tensor:
+        pixels = torch.from_numpy(picture.copy()).to(self._execution_device, self.vae.dtype) / 127.5 - 1
+        posterior = self.vae.encode(rearrange(pixels, "h w c -> 1 c h w")).latent_dist
+        # Drawn in float32, so that one seed gives one picture in every dtype.
+        noise = randn_tensor(posterior.mean.shape, generator, posterior.mean.device, torch.float32)
+        latent = (posterior.mean + posterior.std * noise.to(posterior.mean.dtype)) * self.vae.config.scaling_factor
+        return rearrange(latent, "b c h w -> b c 1 h w").to(self.unet.dtype)
+
+    def _encode_text(self, prompts: list[str]) -> Tensor:
+        length = self.tokenizer.model_max_length
+        tokens = self.tokenizer(
+            prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).input_ids
+        return self.text_encoder(tokens.to(self._execution_device))[0].to(self.unet.dtype)
+
+    def _encode_image_tokens(self, picture: np.ndarray, guidance: bool) -> Tensor:
+        pixels = self.feature_extractor(images=picture, return_tensors="pt").pixel_values
+        pixels = pixels.to(self._execution_device, self.image_encoder.dtype)
+        # The unconditional tokens come of a black input, they are not zeros themselves.
+        pixels = torch.cat([torch.zeros_like(pixels), pixels]) if guidance else pixels
+        features = self.image_encoder(pixels, output_hidden_states=True).hidden_states[-2]
+        return self.image_projection(features.to(self.image_projection.dtype)).to(self.unet.dtype)
+
+    @torch.no_grad()
+    def prepare_latents(
+        self, encoded: EncodedReference, num_frames: int, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Latents to start from, [1, C, F, h, w], once the scheduler has its timesteps."""
+        _, channels, _, height, width = encoded.latent.shape
+        shape, device, dtype = (1, channels, num_frames, height, width), encoded.latent.device, encoded.latent.dtype
+        draws = generator.device if generator is not None else device
+        mask = torch.rand(shape, generator=generator, device=draws) >= 0.5
+        noise = randn_tensor(shape, generator, device, torch.float32)
+        start = self.scheduler.timesteps[0]
+        return initial_latents(encoded.latent, mask.to(device, dtype), noise.to(dtype), self.scheduler, start)
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        encoded: EncodedReference,
+        conditions: Conditions,
+        *,
+        num_inference_steps: int = 25,
+        guidance_scale: float = 7.5,
+        window_size: int = 16,
+        window_overlap: int = 4,
+        wrap: bool = True,
+        schedule: Schedule | None = None,
+        latents: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        callback_on_step_end: Callable | None = None,
+    ) -> Tensor:
+        """The denoising loop.
+
+        Args:
+            encoded: of `encode`; what it holds decides whether guidance is applied.
+            window_size, window_overlap, wrap: long clips are denoised in overlapping windows, rotated by a random
+                offset at each step. wrap=True joins the end to the start (clips that loop), as the released code
+                does; wrap=False never does.
+            schedule: windows by step, in place of the three above.
+            latents: [1, C, F, h, w] to start from, in place of `prepare_latents`.
+            callback_on_step_end: called as `f(pipeline, step, timestep, {"latents": ...})`; a "latents" in the dict
+                it returns replaces them.
+
+        Returns:
+            [1, C, F, h, w] latents.
+        """
+        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        frames = conditions.num_frames
+        latents = self.prepare_latents(encoded, frames, generator) if latents is None else latents
+        schedule = schedule or self._random_windows(frames, window_size, window_overlap, wrap, generator)
+        with self.progress_bar(total=num_inference_steps) as progress:
+            for step, timestep in enumerate(self.scheduler.timesteps):
+                noise = self._predict_noise(encoded, conditions, latents, timestep, schedule(step), guidance_scale)
+                latents = self.scheduler.step(noise, timestep, latents).prev_sample
+                if callback_on_step_end is not None:
+                    changed = callback_on_step_end(self, step, timestep, {"latents": latents}) or {}
+                    latents = changed.get("latents", latents)
+                progress.update()
+        return latents
+
+    def _predict_noise(
+        self,
+        encoded: EncodedReference,
+        conditions: Conditions,
+        latents: Tensor,
+        timestep: Tensor,
+        step_windows: list[list[int]],
+        guidance_scale: float,
+    ) -> Tensor:
+        """Mean prediction of all windows that see a frame, guided. [1, C, F, h, w]."""
+        batch = encoded.text.shape[0]
+        total = torch.zeros_like(latents.expand(batch, -1, -1, -1, -1))
+        count = latents.new_zeros(latents.shape[2])
+        for window in step_windows:
+            clip = torch.cat([encoded.latent, latents[:, :, window]], dim=2)
+            sample = self.scheduler.scale_model_input(clip, timestep).expand(batch, -1, -1, -1, -1)
+            seen = conditions[window]
+            nets = [
+                (self.controlnet, seen.pose_map(sample.device, sample.dtype)),
+                (self.controlnet_face, seen.face_map(sample.device, sample.dtype)),
+            ]
+            down, mid = control_residuals(nets, sample, timestep, encoded.text)
+            predicted = self.unet(sample, timestep, encoded.text, encoded.image_tokens, down, mid).sample
+            total[:, :, window] += predicted[:, :, 1:]
+            count[window] += 1
+        mean = total / rearrange(count, "f -> f 1 1")
+        if batch == 1:
+            return mean
+        unconditional, conditional = mean.chunk(2)
+        return unconditional + guidance_scale * (conditional - unconditional)
+
+    def _random_windows(
+        self, num_frames: int, size: int, overlap: int, wrap: bool, generator: torch.Generator | None
+    ) -> Schedule:
+        device = generator.device if generator is not None else None
+
+        def schedule(step: int) -> list[list[int]]:
+            offset = int(torch.randint(size, (), generator=generator, device=device))
+            if wrap:
+                return windows.uniform(num_frames, size, overlap, offset=offset)
+            return windows.sliding(num_frames, size, overlap, offset=offset)
+
+        return schedule
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, output_type: str = "pt") -> list[list[Image.Image]] | np.ndarray | Tensor:
+        """Latents [1, C, F, h, w] to frames, one at a time, as `XDynaPipelineOutput` describes them."""
+        latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+        frames = [self.vae.decode(latents[:, :, i]).sample for i in range(latents.shape[2])]
+        return self.video_processor.postprocess_video(torch.stack(frames, dim=2), output_type)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        reference: Image.Image | np.ndarray,
+        conditions: Conditions,
+        *,
+        prompt: str = "",
+        negative_prompt: str = "",
+        num_inference_steps: int = 25,
+        guidance_scale: float = 7.5,
+        window_size: int = 16,
+        window_overlap: int = 4,
+        wrap: bool = True,
+        generator: torch.Generator | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: Callable | None = None,
+        return_dict: bool = True,
+    ) -> XDynaPipelineOutput | tuple:
+        """Animates the reference.
+
+        Args:
+            reference: the picture to animate, RGB of any size (uint8 [H, W, 3] as an array); it is cropped and
+                scaled to the size of the conditions.
+            conditions: pose and face maps of the frames to make; their size is the size of the result.
+            guidance_scale: strength of classifier-free guidance; up to 1 there is none, at half the cost.
+            window_size, window_overlap, wrap, latents, callback_on_step_end: see `denoise`.
+            generator: source of all randomness. One seed on one device gives the same result, bit for bit.
+            output_type: "pil", "np", "pt" or "latent".
+
+        Raises:
+            ValueError: a number or a size is out of its range.
+        """
+        guidance = guidance_scale > 1
+        self._check(conditions, num_inference_steps, window_size, output_type)
+        encoded = self.encode(
+            reference,
+            conditions.height,
+            conditions.width,
+            guidance=guidance,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            generator=generator,
+        )
+        latents = self.denoise(
+            encoded,
+            conditions,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            window_size=window_size,
+            window_overlap=window_overlap,
+            wrap=wrap,
+            latents=latents,
+            generator=generator,
+            callback_on_step_end=callback_on_step_end,
+        )
+        frames = latents if output_type == "latent" else self.decode(latents, output_type)
+        self.maybe_free_model_hooks()
+        return XDynaPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def _check(self, conditions: Conditions, steps: int, window_size: int, output_type: str) -> None:
+        factor, smallest = self.vae_scale_factor, 8 * self.vae_scale_factor
+        height, width, longest = conditions.height, conditions.width, self.unet.config.motion_max_seq_length
+        if height % factor or width % factor or min(height, width) < smallest:
+            raise ValueError(
+                f"conditions are {width}x{height}, expected multiples of {factor} of at least {smallest} pixels"
+            )
+        if steps < 1:
+            raise ValueError(f"num_inference_steps is {steps}, expected at least 1")
+        if not 1 <= window_size <= longest:
+            raise ValueError(f"window_size is {window_size}, expected 1 to {longest}, what the motion modules know")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type is {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
+
+
+def _sides(sample_size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
+    height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+    return height, width
