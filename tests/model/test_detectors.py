@@ -80,6 +80,8 @@ def test_a_real_dancer(capfd: pytest.CaptureFixture[str]):
         assert np.linalg.norm(face[30, :2] - at["nose"][:2]) < 12
         for hand, wrist in zip(person.hands, (at["left_wrist"], at["right_wrist"]), strict=True):
             assert hand[0, 2] == 0 or np.linalg.norm(hand[0, :2] - wrist[:2]) < 50
+    hands = np.stack([person.hands for person in people if person is not None])
+    assert (hands[:, :, 0, 2] > 0).mean() >= 0.5
 
 
 def test_the_face_table_names_each_point_once():

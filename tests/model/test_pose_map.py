@@ -1,5 +1,6 @@
 """The pose map against OpenCV's drawing, and what must hold for any person."""
 
+import colorsys
 import math
 
 import numpy as np
@@ -76,6 +77,28 @@ def paint_with_opencv(body: np.ndarray, hand: np.ndarray) -> np.ndarray:
     for point in knuckles:
         cv2.circle(picture, point, 4, (0, 0, 255), thickness=-1)
     return picture
+
+
+def test_the_published_colours_and_limbs():
+    """The fourteen joints are twenty degrees apart on the colour circle; limbs as they are in the published videos."""
+    circle = [tuple(round(255 * part) for part in colorsys.hsv_to_rgb(i / 18, 1, 1)) for i in range(14)]
+    assert list(COLOURS) == circle
+    limbs = [f"{BODY[a]}-{BODY[b]}" for a, b in LIMBS]
+    assert limbs == [
+        "neck-right_shoulder",
+        "neck-left_shoulder",
+        "right_shoulder-right_elbow",
+        "right_elbow-right_wrist",
+        "left_shoulder-left_elbow",
+        "left_elbow-left_wrist",
+        "neck-right_hip",
+        "right_hip-right_knee",
+        "right_knee-right_ankle",
+        "neck-left_hip",
+        "left_hip-left_knee",
+        "left_knee-left_ankle",
+        "neck-nose",
+    ]
 
 
 def test_drawn_as_opencv_draws():
