@@ -1,6 +1,7 @@
 """Files that are written whole or not at all."""
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -77,6 +78,11 @@ def staged_folder(path: str | Path) -> Iterator[Path]:
         draft.replace(path)
     except OSError as error:
         raise _unwritable(path, error) from error
+    except Exception as error:
+        # safetensors has an exception of its own, and the system's number in its text.
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            raise _unwritable(path, OSError(int(number[1]), os.strerror(int(number[1])))) from error
+        raise
     finally:
         with suppress(FileNotFoundError):
             shutil.rmtree(draft)
