@@ -1,0 +1,32 @@
+"""Where a computation runs, in which numbers, and what to say when that place is too small."""
+
+import re
+
+import torch
+
+from xdyna_model.errors import InputError
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def choose_device(name: str) -> torch.device:
+    """name: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1". Raises InputError if there is no such one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise InputError(f"--device {name}: is unknown; use auto, cpu, cuda, or cuda:0 and so on")
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise InputError(f"--device {name}: no usable CUDA GPU on this machine; use --device cpu")
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise InputError(f"--device {name}: this machine's GPUs are cuda:0 to cuda:{count - 1}")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """name: a key of `DTYPES`, or "auto": fp16 on a GPU, fp32 elsewhere."""
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    return DTYPES[name]

@@ -1,0 +1,99 @@
+"""What moves the photo: a driving video or ready-made condition videos, read into `Conditions`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from xdyna_model.conditions import Conditions
+from xdyna_model.detectors import Person
+from xdyna_model.detectors.mediapipe import MediapipeDetector
+from xdyna_model.errors import InputError
+from xdyna_model.images import fit
+from xdyna_model.job import Job
+from xdyna_model.video import frame_rate, iter_frames, read_frames
+
+# Detectors see frames whose shorter side is at least this long: they find no faces at the nano model's size.
+DETECTION_SIDE = 512  # pixels
+MAPS = ("pose", "face_local", "face_global")
+
+# Name and number of steps (None where it is not known) -> what to call after each step.
+Stage = Callable[[str, int | None], Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Motion:
+    """What moves the photo, at the size of the result.
+
+    conditions: F frames. driving: [F, H, W, 3] uint8 RGB, None where only condition videos are given. fps: frames
+    per second. gaps: one line about frames in which nobody was found, None where there are none.
+    """
+
+    conditions: Conditions
+    driving: np.ndarray | None
+    fps: float
+    gaps: str | None
+
+
+def read_motion(job: Job, height: int, width: int, stage: Stage) -> Motion:
+    """Read the videos of a job, cropped and scaled to height x width pixels, into conditions.
+
+    A ready-made video replaces what would be read out of the driving video; a map that neither gives is blank.
+    The driving video, or else the first of the others, says how many frames there are.
+    Raises InputError: a video that cannot be read or has too few frames, a driving video without a person.
+    """
+    videos, length = job.videos, job.length
+    maps: dict[str, np.ndarray] = {}
+    driving = gaps = None
+    if "driving" in videos:
+        if all(name in videos for name in MAPS):
+            driving = read_frames(videos["driving"], length, size=(height, width)).frames
+        else:
+            driving, found, gaps = _detect(videos["driving"], length, height, width, stage)
+            maps = {name: getattr(found, name) for name in MAPS}
+        length = len(driving)
+    for name in MAPS:
+        if name in videos:
+            maps[name] = read_frames(videos[name], length, size=(height, width)).frames
+            length = len(maps[name])
+    some = next(iter(maps.values()))
+    conditions = Conditions(**{name: maps.get(name, np.zeros_like(some)) for name in MAPS})
+    return Motion(conditions, driving, frame_rate(next(iter(videos.values()))), gaps)
+
+
+def _detect(
+    path: Path, length: int | None, height: int, width: int, stage: Stage
+) -> tuple[np.ndarray, Conditions, str | None]:
+    """Find the person in a video. Returns its frames and conditions, height x width pixels, and a line about gaps.
+
+    The detector sees enlarged frames, of which no more than one is in memory at a time.
+    """
+    scale = -(-DETECTION_SIDE // min(height, width))
+    frames: list[np.ndarray] = []
+    people: list[Person | None] = []
+    advance = stage("finding the person", length)
+    with MediapipeDetector() as detector:
+        for large in iter_frames(path, length, size=(height * scale, width * scale)):
+            people.append(_shrunk(detector(large), scale))
+            frames.append(fit(large, height, width))
+            advance()
+    seen = iter(people)
+
+    def recall(frame: np.ndarray) -> Person | None:
+        return next(seen)
+
+    try:
+        conditions, report = Conditions.from_driving(frames, recall)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    gaps = report.summary()
+    return np.stack(frames), conditions, gaps and f"{path.name}: {gaps}."
+
+
+def _shrunk(person: Person | None, scale: int) -> Person | None:
+    """The person as in a frame `scale` times smaller."""
+    if person is None:
+        return None
+    factor = np.array([1 / scale, 1 / scale, 1], np.float32)  # x, y, confidence
+    return Person(person.body * factor, person.hands * factor, person.face * factor)

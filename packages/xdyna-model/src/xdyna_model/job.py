@@ -1,0 +1,115 @@
+"""What the command line is asked to do, and everything about it that can be checked before the work starts."""
+
+import math
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from xdyna_model.errors import InputError
+from xdyna_model.images import MIN_SIDE, check_file
+from xdyna_model.outputs import check_output
+
+EXAMPLE = Path(str(resources.files("xdyna_model"))) / "example"
+EXAMPLE_FRAMES = 16  # one window
+MULTIPLE = 8  # pixels to a latent
+VIDEOS = ("driving", "pose", "face_local", "face_global")
+
+
+@dataclass(frozen=True)
+class Job:
+    """The options of `xdyna animate`, by the same names; None where nothing was asked for.
+
+    Sizes are pixels, fps frames per second of the result; `loop` lets the windows of a long video wrap from its end
+    to its start.
+    """
+
+    reference: Path | None = None
+    driving: Path | None = None
+    pose: Path | None = None
+    face_local: Path | None = None
+    face_global: Path | None = None
+    model: str | None = None
+    frames: int | None = None
+    steps: int = 25
+    guidance: float = 7.5
+    width: int | None = None
+    height: int | None = None
+    seed: int = 42
+    device: str = "auto"
+    dtype: str = "auto"
+    loop: bool = True
+    fps: float | None = None
+    out: Path = Path("xdyna.mp4")
+    preview: bool = True
+
+    @property
+    def photo(self) -> Path:
+        """The picture to animate: the one asked for, or the built-in example's."""
+        return self.reference or EXAMPLE / "reference.png"
+
+    @property
+    def videos(self) -> dict[str, Path]:
+        """The videos that move the photo, by the names of `VIDEOS`: those asked for, or the built-in example's.
+
+        The first is the one that says how long the result is and how fast it plays.
+        """
+        asked = {name: getattr(self, name) for name in VIDEOS if getattr(self, name) is not None}
+        return asked or {name: EXAMPLE / f"{name}.mp4" for name in VIDEOS}
+
+    @property
+    def length(self) -> int | None:
+        """Frames to make, None for all that there are."""
+        asked = any(getattr(self, name) for name in VIDEOS)
+        return EXAMPLE_FRAMES if self.frames is None and not asked else self.frames
+
+    @property
+    def outputs(self) -> list[Path]:
+        """Every file that will be written, the result last."""
+        previews = [self.out.with_suffix(".preview.mp4"), self.out.with_suffix(".preview.png")]
+        return [*(previews if self.preview else []), self.out]
+
+
+def check_job(job: Job) -> None:
+    """Raise InputError for what can be seen to be wrong without decoding, loading or computing anything."""
+    if (job.face_local is None) != (job.face_global is None):
+        raise InputError("--face-local and --face-global go together; give both or neither")
+    inputs = [job.photo, *job.videos.values()]
+    check_file(job.photo, "picture")
+    for path in job.videos.values():
+        check_file(path, "video")
+    if job.out.suffix.lower() != ".mp4":
+        raise InputError(f"--out {job.out}: the result is an MP4 file; give a name that ends in .mp4")
+    for path in job.outputs:
+        check_output(path)
+        if path.exists() and any(path.samefile(taken) for taken in inputs):
+            raise InputError(f"{path}: is an input and would be overwritten; choose another --out")
+    if not 0 <= job.guidance < math.inf:
+        raise InputError(
+            f"--guidance {job.guidance}: must be a number of at least 0, such as 7.5; 1 and below turn it off"
+        )
+    if job.fps is not None and not 1 <= job.fps <= 240:
+        raise InputError(f"--fps {job.fps}: must lie between 1 and 240")
+
+
+def choose_size(job: Job, default_height: int, default_width: int) -> tuple[int, int]:
+    """The (height, width) of the result: as asked; the model's own; or one side asked, the other in its ratio.
+
+    Raises InputError unless both are multiples of 8 pixels and at least 64.
+    """
+    height, width = job.height, job.width
+    if height is None:
+        height = default_height if width is None else _multiple(width * default_height / default_width)
+    if width is None:
+        width = default_width if job.height is None else _multiple(height * default_width / default_height)
+    for name, side in (("width", width), ("height", height)):
+        if side < MIN_SIDE:
+            raise InputError(f"--{name} {side}: must be at least {MIN_SIDE} pixels")
+        if side % MULTIPLE:
+            below = side // MULTIPLE * MULTIPLE
+            near = f"{below} and {below + MULTIPLE}"
+            raise InputError(f"--{name} {side}: must be a multiple of {MULTIPLE} pixels; the nearest are {near}")
+    return height, width
+
+
+def _multiple(side: float) -> int:
+    return max(MIN_SIDE, round(side / MULTIPLE) * MULTIPLE)
