@@ -31,7 +31,7 @@ def rebuild(name: str, shape: list[int], seed: int) -> Tensor:
     """The recipe: values from the name alone, so that no two implementations can disagree about their order."""
     if name.endswith(".pe"):
         return sinusoid(shape[1], shape[2])
-    random = np.random.RandomState((zlib.crc32(name.encode()) ^ seed) & 0xFFFFFFFF)  # noqa: NPY002  as recorded
+    random = np.random.RandomState((zlib.crc32(name.encode()) ^ seed) & 0xFFFFFFFF)
     z = random.standard_normal(shape)
     if len(shape) >= 4 or len(shape) == 2:
         z = z / np.sqrt(np.prod(shape[1:]))

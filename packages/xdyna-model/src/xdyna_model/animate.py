@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from xdyna_model.devices import choose_device, choose_dtype
+from xdyna_model.devices import choose_device, choose_dtype, return_freed_memory
 from xdyna_model.driving import Motion, Stage, read_motion
 from xdyna_model.errors import InputError
 from xdyna_model.images import fit, read_reference
@@ -52,6 +52,8 @@ def animate(job: Job, say: Say = print) -> None:
 
 def load(job: Job, device: torch.device, dtype: torch.dtype, say: Say) -> "XDynaPipeline":
     """The pipeline of the job's model, or the nano model, on its device. Raises InputError for a bad model."""
+    if device.type == "cpu":
+        return_freed_memory()
     if job.model is None:
         from xdyna_model.nano import nano_pipeline
 

@@ -115,6 +115,7 @@ def convert_image_projection(released: State, heads: int = 12) -> dict[str, Tens
 
 def unet_config(released: State) -> dict:
     """The sizes of a released denoiser, read off its tensors, as arguments of `XDynaUNet`."""
+    released = _plain(released)
     cross = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
     pe = "down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.0.pos_encoder.pe"
     _require("denoiser", released, ["conv_in.weight", "conv_out.weight", cross, pe])
@@ -127,6 +128,7 @@ def unet_config(released: State) -> dict:
 
 def controlnet_config(released: State) -> dict:
     """The sizes of a released ControlNet, read off its tensors, as arguments of `ControlNetModel`."""
+    released = _plain(released)
     cross = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
     first = "controlnet_cond_embedding.conv_in.weight"
     _require("ControlNet", released, ["conv_in.weight", cross, first])
@@ -142,6 +144,7 @@ def controlnet_config(released: State) -> dict:
 
 def image_projection_config(released: State, heads: int = 12) -> dict:
     """The sizes of a released resampler, read off its tensors, as arguments of `ImageProjection`."""
+    released = _plain(released)
     names = ["latents", "proj_in.weight", "proj_out.weight", "layers.0.0.to_q.weight", "layers.0.1.1.weight"]
     _require("image projection", released, names)
     hidden = released["proj_in.weight"].shape[0]

@@ -17,8 +17,18 @@ class ClipGroupNorm(nn.GroupNorm):
         self.layout = layout
 
     def forward(self, input: Tensor) -> Tensor:
-        clip = rearrange(input, "(b f) c h w -> b c f h w", f=self.layout.num_frames)
-        return rearrange(super().forward(clip), "b c f h w -> (b f) c h w")
+        # In place of transposing the clip there and back: statistics of each frame, joined by the law of total
+        # variance. At float32 or better, as every GroupNorm does inside.
+        clip = rearrange(input, "(b f) c h w -> b f c (h w)", f=self.layout.num_frames)
+        clip = clip.to(torch.promote_types(input.dtype, torch.float32))
+        var, mean = torch.var_mean(rearrange(clip, "b f (g c) n -> b f g (c n)", g=self.num_groups), -1, correction=0)
+        var, mean = var.mean(1) + mean.var(1, correction=0), mean.mean(1)  # [B, G]
+
+        per_group = self.num_channels // self.num_groups
+        scale = (var + self.eps).rsqrt().repeat_interleave(per_group, 1) * self.weight  # [B, C]
+        shift = self.bias - mean.repeat_interleave(per_group, 1) * scale
+        scale, shift = (rearrange(x, "b c -> b 1 c 1") for x in (scale, shift))
+        return torch.addcmul(shift, clip, scale).to(input.dtype).reshape(input.shape)
 
 
 class MotionModule(nn.Module):
@@ -57,7 +67,8 @@ class MotionModule(nn.Module):
         batch, frames, _, height, width = moving.shape
 
         x = self.norm(rearrange(moving, "b f c h w -> (b f) c h w"))
-        x = self.proj_in(rearrange(x, "(b f) c h w -> (b h w) f c", b=batch, f=frames))
+        # Contiguous: with a batch of one the rearrangement is a view, on which `linear` is slow.
+        x = self.proj_in(rearrange(x, "(b f) c h w -> (b h w) f c", b=batch, f=frames).contiguous())
         for block in self.transformer_blocks:
             x = block(x)
         x = rearrange(self.proj_out(x), "(b h w) f c -> b f c h w", b=batch, h=height, w=width)

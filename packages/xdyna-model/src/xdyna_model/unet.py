@@ -2,7 +2,6 @@
 
 import inspect
 
-import torch
 from diffusers import (
     ModelMixin,  # noqa: F401  diffusers looks for the base class in the module of a component
     UNetMotionModel,

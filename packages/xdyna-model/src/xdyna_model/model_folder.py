@@ -1,0 +1,236 @@
+"""Pipeline folders: loading one strictly, and making one of Stable Diffusion 1.5 and the released files."""
+
+import inspect
+import json
+import pickle
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, ControlNetModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from . import checkpoints
+from .errors import InputError
+from .image_tokens import ImageProjection
+from .outputs import staged_folder
+from .pipeline import XDynaPipeline
+from .sampling import released_scheduler
+from .unet import XDynaUNet
+
+# Components that hold weights.
+_WEIGHTS: dict[str, type] = {
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "unet": XDynaUNet,
+    "controlnet": ControlNetModel,
+    "controlnet_face": ControlNetModel,
+    "image_encoder": CLIPVisionModelWithProjection,
+    "image_projection": ImageProjection,
+}
+_REPORTS = {"missing": "missing_keys", "unexpected": "unexpected_keys", "wrong shape of": "mismatched_keys"}
+_MOST_NAMED = 5  # of the tensors that are wrong; the rest are counted
+
+
+def load_pipeline(source: str | Path, dtype: torch.dtype = torch.float32) -> XDynaPipeline:
+    """Loads a pipeline folder, or one from a hub by its id ("owner/name"), and trusts nothing in it.
+
+    Raises:
+        InputError: no such folder or model, a component is missing or damaged, or a tensor is missing,
+            unexpected, of the wrong shape or not finite; the message names it.
+    """
+    folder = _local_folder(source)
+    index = _read_index(folder)
+    if absent := [
+        name for name in inspect.signature(XDynaPipeline.__init__).parameters if name not in {*index, "self"}
+    ]:
+        raise InputError(f"{folder}: not an X-Dyna pipeline, model_index.json lacks {', '.join(absent)}")
+    modules = {name: _load_component(kind, folder / name, dtype) for name, kind in _WEIGHTS.items()}
+    modules["tokenizer"] = _load_tokenizer(folder / "tokenizer")
+    try:
+        return XDynaPipeline.from_pretrained(folder, **modules)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: {_first_line(error)}") from error
+
+
+def convert(
+    sd15: str | Path,
+    unet: str | Path,
+    pose: str | Path,
+    face: str | Path,
+    image_encoder: str | Path,
+    ip_adapter: str | Path,
+    out: str | Path,
+) -> None:
+    """Makes a pipeline folder of the released files; either all of it is written or nothing.
+
+    Args:
+        sd15: Stable Diffusion 1.5 as a diffusers folder; its VAE, text encoder and tokenizer are used.
+        unet, pose, face: the three released `.ckpt` files.
+        image_encoder: CLIP ViT-H of IP-Adapter as a transformers folder.
+        ip_adapter: IP-Adapter Plus for SD 1.5; only its image projection is used.
+        out: the folder to make; must not exist.
+
+    Raises:
+        InputError: a file cannot be used; the message names it and the tensor.
+    """
+    sd15, image_encoder = Path(sd15), Path(image_encoder)
+    with staged_folder(out) as draft:
+        vision = _load_component(CLIPVisionModelWithProjection, image_encoder)
+        side = vision.config.image_size
+        pipeline = XDynaPipeline(
+            vae=_load_component(AutoencoderKL, sd15 / "vae"),
+            text_encoder=_load_component(CLIPTextModel, sd15 / "text_encoder"),
+            tokenizer=_load_tokenizer(sd15 / "tokenizer"),
+            unet=_convert_unet(Path(unet)),
+            controlnet=_convert_controlnet(Path(pose), conditioning_channels=3),
+            controlnet_face=_convert_controlnet(Path(face), conditioning_channels=6),
+            image_encoder=vision,
+            feature_extractor=CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=side),
+            image_projection=_convert_image_projection(Path(ip_adapter)),
+            scheduler=released_scheduler(),
+        )
+        pipeline.save_pretrained(draft)
+
+
+def read_released(path: Path) -> dict[str, Any]:
+    """A checkpoint file of tensors: safetensors, or a pickle that is read with `weights_only=True` and nothing else.
+
+    Raises InputError: missing, damaged, or a pickle with anything but plain containers and tensors in it.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give the path of a checkpoint")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    # An old or cut-off file shows as any of these, depending on where the damage lies.
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InputError(f"{path}: is not a checkpoint of tensors, or is damaged; download it again") from error
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: holds a {type(state).__name__}, expected named tensors")
+    return state
+
+
+def _convert_unet(path: Path) -> XDynaUNet:
+    with _naming(path):
+        released = _tensors(path, read_released(path))
+        config, state = checkpoints.unet_config(released), checkpoints.convert_unet(released)
+        return _fill(XDynaUNet, config, state)
+
+
+def _convert_controlnet(path: Path, conditioning_channels: int) -> ControlNetModel:
+    with _naming(path):
+        released = _tensors(path, read_released(path))
+        config, state = checkpoints.controlnet_config(released), checkpoints.convert_controlnet(released)
+        if (channels := config["conditioning_channels"]) != conditioning_channels:
+            kind = "pose" if conditioning_channels == 3 else "face"
+            raise InputError(f"takes {channels} condition channels, the {kind} ControlNet has {conditioning_channels}")
+        return _fill(ControlNetModel, config, state)
+
+
+def _convert_image_projection(path: Path) -> ImageProjection:
+    with _naming(path):
+        released = read_released(path)
+        released = _tensors(path, released.get("image_proj", released))
+        config, state = checkpoints.image_projection_config(released), checkpoints.convert_image_projection(released)
+        return _fill(ImageProjection, config, state)
+
+
+def _fill(kind: type[nn.Module], config: dict[str, Any], state: dict[str, Tensor]) -> Any:
+    with torch.device("meta"):
+        module = kind(**config)
+    module.load_state_dict(state, strict=True, assign=True)
+    return module.eval()
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Puts the file's name before what is wrong with its tensors."""
+    try:
+        yield
+    except InputError as error:
+        raise error if str(error).startswith(str(path)) else InputError(f"{path}: {error}") from error
+
+
+def _tensors(path: Path, state: dict[str, Any]) -> dict[str, Tensor]:
+    state = state.get("state_dict", state)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError("holds other things than tensors; expected named tensors, or those under 'state_dict'")
+    _check_finite(state.items())
+    return state
+
+
+def _check_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
+    broken = [name for name, tensor in tensors if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+    if broken:
+        raise InputError(f"not a number or infinite: {_named(broken)}; download or train it again")
+
+
+def _load_component(kind: type, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A diffusers or transformers model from its folder, with every tensor accounted for."""
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: no model there (no config.json); give a complete folder")
+    name = "torch_dtype" if issubclass(kind, diffusers.ModelMixin) else "dtype"
+    lenient = {} if issubclass(kind, diffusers.ModelMixin) else {"ignore_mismatched_sizes": True}
+    try:
+        module, report = kind.from_pretrained(
+            folder, output_loading_info=True, local_files_only=True, **{name: dtype}, **lenient
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise InputError(f"{folder}: cannot be loaded: {_first_line(error)}") from error
+    problems = [f"{what} {_named(report[key])}" for what, key in _REPORTS.items() if report[key]]
+    if problems:
+        raise InputError(f"{folder}: the weights do not fit the {kind.__name__}: {'; '.join(problems)}")
+    with _naming(folder):
+        _check_finite(module.state_dict().items())
+    return module
+
+
+def _load_tokenizer(folder: Path) -> CLIPTokenizer:
+    if not (folder / "tokenizer_config.json").is_file():  # without files transformers makes one that knows no words
+        raise InputError(f"{folder}: no tokenizer there (no tokenizer_config.json); give a complete folder")
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{folder}: cannot be loaded: {_first_line(error)}") from error
+
+
+def _local_folder(source: str | Path) -> Path:
+    if Path(source).is_dir():
+        return Path(source)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise InputError(f"{source}: no such folder; give a pipeline folder or a hub id like owner/name")
+    try:
+        return Path(XDynaPipeline.download(str(source)))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source}: neither a folder nor a model on the hub: {_first_line(error)}") from error
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / "model_index.json"
+    try:
+        index = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{folder}: not a pipeline folder, it has no model_index.json") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as JSON; download the model again") from error
+    return index if isinstance(index, dict) else {}
+
+
+def _named(names: Iterable[Any]) -> str:
+    names = [f"{n[0]} ({list(n[1])}, expected {list(n[2])})" if isinstance(n, tuple) else n for n in sorted(names)]
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _first_line(error: Exception) -> str:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line.partition(". If you want")[0]  # diffusers goes on with advice for those who want other weights

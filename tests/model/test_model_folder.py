@@ -1,0 +1,200 @@
+"""Pipeline folders: what is saved is what is loaded, and each way to be broken gets one clear line."""
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from xdyna_model.conditions import Conditions
+from xdyna_model.errors import InputError
+from xdyna_model.model_folder import convert, load_pipeline, read_released
+from xdyna_model.nano import nano_pipeline
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+TEXT = "text_encoder/model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def nano_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nano") / "model"
+    nano_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(nano_folder, tmp_path):
+    """A copy of the nano model to break."""
+    return shutil.copytree(nano_folder, tmp_path / "model")
+
+
+def test_round_trip(nano_folder):
+    ours, loaded = nano_pipeline(), load_pipeline(nano_folder)
+    for name, component in ours.components.items():
+        if isinstance(component, torch.nn.Module):
+            theirs = loaded.components[name].state_dict()
+            assert all(torch.equal(tensor, theirs[key]) for key, tensor in component.state_dict().items())
+    assert loaded.scheduler.config["beta_schedule"] == "linear"
+    assert loaded.tokenizer("a dance").input_ids == ours.tokenizer("a dance").input_ids
+    assert (loaded.default_height, loaded.default_width) == (ours.default_height, ours.default_width)
+
+
+def test_dtype(nano_folder):
+    assert load_pipeline(nano_folder, torch.bfloat16).unet.conv_in.weight.dtype == torch.bfloat16
+
+
+def change(path, edit):
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [(UNET, "conv_out.weight"), (TEXT, "text_model.encoder.layers.0.layer_norm2.weight")]
+)
+@pytest.mark.parametrize("fault", ["missing", "extra", "shape", "nan", "inf"])
+def test_broken_tensors_are_named(folder, file, name, fault):
+    def edit(tensors):
+        key = name if name in tensors else name.removeprefix("text_model.")
+        if fault == "missing":
+            del tensors[key]
+        elif fault == "extra":
+            tensors["surprise"] = torch.zeros(3)
+        elif fault == "shape":
+            tensors[key] = torch.zeros(3)
+        else:
+            tensors[key].view(-1)[-1] = float(fault)
+
+    change(folder / file, edit)
+    expected = "surprise" if fault == "extra" else name.removeprefix("text_model.").rpartition(".")[0]
+    with pytest.raises(InputError, match=expected) as caught:
+        load_pipeline(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "file", [UNET, TEXT, "unet/config.json", "model_index.json", "scheduler/scheduler_config.json"]
+)
+@pytest.mark.parametrize("fault", ["gone", "cut", "empty"])
+def test_broken_files_are_named(folder, file, fault):
+    path = folder / file
+    if fault == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:100] if fault == "cut" else b"")
+    with pytest.raises(InputError) as caught:
+        load_pipeline(folder)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_tokenizer(folder):
+    shutil.rmtree(folder / "tokenizer")
+    with pytest.raises(InputError, match="tokenizer: no tokenizer there"):
+        load_pipeline(folder)
+
+
+def test_another_pipeline_is_refused(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    del index["controlnet_face"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match="lacks controlnet_face"):
+        load_pipeline(folder)
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(InputError, match="no such folder; give a pipeline folder or a hub id"):
+        load_pipeline(tmp_path / "nowhere")
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("code ran",)
+
+
+@pytest.mark.parametrize("content", ["code", "text", "empty", "list"])
+def test_what_is_no_checkpoint_is_refused(tmp_path, capsys, content):
+    path = tmp_path / "file.ckpt"
+    if content == "code":
+        path.write_bytes(pickle.dumps({"state_dict": Evil()}))
+    elif content == "list":
+        torch.save([torch.zeros(1)], path)
+    else:
+        path.write_text("no pickle" if content == "text" else "")
+    with pytest.raises(InputError, match=str(path)) as caught:
+        read_released(path)
+    assert "code ran" not in capsys.readouterr().out
+    assert "\n" not in str(caught.value)
+
+
+def resampler():
+    """An image projection by released names: 12 heads of 4, nano's widths."""
+    shapes = {
+        "latents": (1, 16, 48),
+        "proj_in.weight": (48, 32),
+        "proj_in.bias": (48,),
+        "proj_out.weight": (32, 48),
+        "proj_out.bias": (32,),
+        "norm_out.weight": (32,),
+        "norm_out.bias": (32,),
+        **{f"layers.0.0.{norm}.{part}": (48,) for norm in ("norm1", "norm2") for part in ("weight", "bias")},
+        "layers.0.0.to_q.weight": (48, 48),
+        "layers.0.0.to_kv.weight": (96, 48),
+        "layers.0.0.to_out.weight": (48, 48),
+        "layers.0.1.0.weight": (48,),
+        "layers.0.1.0.bias": (48,),
+        "layers.0.1.1.weight": (192, 48),
+        "layers.0.1.3.weight": (48, 192),
+    }
+    return {name: torch.randn(shape) * 0.1 for name, shape in shapes.items()}
+
+
+@pytest.fixture
+def released(tmp_path, oracle):
+    """The released files, tiny: what `convert` takes, as keyword arguments."""
+    for name, weights in (
+        ("unet", {"state_dict": {f"module.{k}": v for k, v in oracle("unet").weights.items()}}),
+        ("pose", oracle("controlnet_pose").weights),
+        ("face", oracle("controlnet_face").weights),
+        ("ip_adapter", {"image_proj": resampler(), "ip_adapter": {"1.to_k_ip.weight": torch.zeros(1)}}),
+    ):
+        torch.save(weights, tmp_path / f"{name}.ckpt")
+    return {name: tmp_path / f"{name}.ckpt" for name in ("unet", "pose", "face", "ip_adapter")}
+
+
+def test_convert_makes_a_folder_that_animates(nano_folder, released, tmp_path, oracle):
+    out = tmp_path / "converted"
+    convert(sd15=nano_folder, image_encoder=nano_folder / "image_encoder", out=out, **released)
+    pipeline = load_pipeline(out)
+    assert torch.equal(pipeline.unet.conv_in.weight, oracle("unet").weights["conv_in.weight"])
+    pipeline.set_progress_bar_config(disable=True)
+    picture = np.random.default_rng(0).integers(0, 256, (80, 70, 3), dtype=np.uint8)
+    generator = torch.Generator().manual_seed(0)
+    frames = pipeline(
+        picture, Conditions.blank(2, 64, 64), num_inference_steps=1, generator=generator, output_type="np"
+    ).frames
+    assert frames.shape == (1, 2, 64, 64, 3)
+    assert np.isfinite(frames).all()
+
+
+def test_convert_refuses_swapped_controlnets(nano_folder, released, tmp_path):
+    released["pose"], released["face"] = released["face"], released["pose"]
+    with pytest.raises(InputError, match="takes 6 condition channels, the pose ControlNet has 3"):
+        convert(sd15=nano_folder, image_encoder=nano_folder / "image_encoder", out=tmp_path / "out", **released)
+    assert not (tmp_path / "out").exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [("nan", "not a number or infinite: .*conv_in.bias"), ("text", "holds other things than tensors")],
+)
+def test_convert_names_file_and_tensor(nano_folder, released, tmp_path, oracle, fault, message):
+    weights = oracle("unet").weights
+    wrong = weights["conv_in.bias"] * float("nan") if fault == "nan" else "text"
+    torch.save({**weights, "conv_in.bias": wrong}, released["unet"])
+    with pytest.raises(InputError, match=f"unet.ckpt: {message}"):
+        convert(sd15=nano_folder, image_encoder=nano_folder / "image_encoder", out=tmp_path / "out", **released)
+    assert not (tmp_path / "out").exists()
