@@ -52,8 +52,6 @@ def animate(job: Job, say: Say = print) -> None:
 
 def load(job: Job, device: torch.device, dtype: torch.dtype, say: Say) -> "XDynaPipeline":
     """The pipeline of the job's model, or the nano model, on its device. Raises InputError for a bad model."""
-    if device.type == "cpu":
-        return_freed_memory()
     if job.model is None:
         from xdyna_model.nano import nano_pipeline
 
@@ -62,6 +60,8 @@ def load(job: Job, device: torch.device, dtype: torch.dtype, say: Say) -> "XDyna
     else:
         from xdyna_model.model_folder import load_pipeline
 
+        if device.type == "cpu":
+            return_freed_memory()
         pipeline = load_pipeline(job.model, dtype)
     pipeline.to(device, dtype)
     pipeline.set_progress_bar_config(disable=True)

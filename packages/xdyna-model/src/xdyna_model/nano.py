@@ -26,6 +26,7 @@ BACKBONE = {
     "norm_num_groups": 16,
     "cross_attention_dim": WIDTH,
 }
+CONDITION_EMBEDDING = {"conditioning_embedding_out_channels": (8, 16, 32, 32)}
 
 
 def nano_pipeline(seed: int = 0) -> XDynaPipeline:
@@ -43,8 +44,8 @@ def nano_pipeline(seed: int = 0) -> XDynaPipeline:
             text_encoder=CLIPTextModel(_text_config()),
             tokenizer=_tokenizer(),
             unet=XDynaUNet(sample_size=(28, 16), **BACKBONE),
-            controlnet=ControlNetModel(conditioning_channels=3, **BACKBONE),
-            controlnet_face=ControlNetModel(conditioning_channels=6, **BACKBONE),
+            controlnet=ControlNetModel(conditioning_channels=3, **CONDITION_EMBEDDING, **BACKBONE),
+            controlnet_face=ControlNetModel(conditioning_channels=6, **CONDITION_EMBEDDING, **BACKBONE),
             image_encoder=CLIPVisionModelWithProjection(_vision_config()),
             feature_extractor=CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}),
             image_projection=ImageProjection(
