@@ -23,8 +23,9 @@ GIB = 2**30
 def build(device: torch.device, dtype: torch.dtype) -> XDynaUNet:
     """The full-size denoiser with small random weights, made in place: no second copy counts as peak memory."""
     with torch.device("meta"):
-        unet = nn.Module.to(XDynaUNet(), dtype)  # diffusers' own `to` warns of casting, even on the meta device
-    unet = unet.to_empty(device=device).eval().requires_grad_(False)
+        unet = XDynaUNet().eval().requires_grad_(False)
+    nn.Module.to(unet, dtype)  # diffusers' own `to` warns of casting, even on the meta device
+    unet.to_empty(device=device)
     for module in unet.modules():
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             tensor.uniform_(-0.02, 0.02)

@@ -1,5 +1,7 @@
 """Windows: the recorded schedules exactly, and what must hold for any clip."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,7 +35,7 @@ def test_sliding_covers_the_clip_and_never_joins_its_ends(numbers):
     assert {i for window in found for i in window} == set(range(num_frames))
     for window in found:
         assert window == list(range(window[0], window[0] + min(size, num_frames)))
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in itertools.pairwise(found):
         assert before[-1] - after[0] + 1 >= overlap
 
 

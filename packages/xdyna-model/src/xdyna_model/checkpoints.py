@@ -70,7 +70,7 @@ def convert_unet(released: State) -> dict[str, Tensor]:
     state = {name: released[names[name]] for name in names}
     for name, tensor in expected.items():
         if name not in names:  # a sinusoid: built again, not loaded
-            state[name] = SinusoidalPositionalEmbedding(tensor.shape[-1], max_seq_length=length).pe
+            state |= {name: SinusoidalPositionalEmbedding(tensor.shape[-1], max_seq_length=length).get_buffer("pe")}
     return state
 
 

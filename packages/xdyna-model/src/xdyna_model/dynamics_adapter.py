@@ -1,5 +1,7 @@
 """The Dynamics-Adapter: what every frame takes from the reference in spatial self-attention (X-Dyna, Section 3.2)."""
 
+from typing import cast
+
 import torch
 from diffusers.models.attention_processor import Attention
 from einops import rearrange
@@ -48,7 +50,8 @@ class DynamicsAdapter(nn.Module):
         def heads(x: Tensor) -> Tensor:
             return rearrange(x, "(b f) n (h d) -> b f n h d", f=self.layout.num_frames, h=attn.heads)
 
-        k, v = heads(attn.to_k(hidden_states)), heads(attn.to_v(hidden_states))
+        to_k, to_v, to_out = cast(tuple[nn.Linear, ...], (attn.to_k, attn.to_v, attn.to_out[0]))  # pyright: ignore[reportOptionalSubscript]
+        k, v = heads(to_k(hidden_states)), heads(to_v(hidden_states))
         out = reference_attention(
             heads(attn.to_q(hidden_states)),
             k,
@@ -56,8 +59,8 @@ class DynamicsAdapter(nn.Module):
             heads(self.to_q_ref(hidden_states)),
             k[:, 0],
             v[:, 0],
-            attn.to_out[0].weight,
-            attn.to_out[0].bias,
+            to_out.weight,
+            to_out.bias,
             self.to_out_ref.weight,
             self.to_out_ref.bias,
             backend=self.backend,

@@ -1,12 +1,14 @@
 """Image tokens: the reference as CLIP sees it, in the cross-attention beside the text (IP-Adapter Plus)."""
 
+from typing import cast
+
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
 from diffusers.models.embeddings import IPAdapterPlusImageProjection
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from .clip_layout import ClipLayout
 
@@ -24,7 +26,7 @@ class ImageTokenAttention(IPAdapterAttnProcessor2_0):
         super().__init__(attn.inner_dim, attn.cross_attention_dim, num_tokens=(NUM_IMAGE_TOKENS,))
         self.layout = layout
 
-    def __call__(
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         attn: Attention,
         hidden_states: Tensor,  # [B*F, N, C]
@@ -33,6 +35,7 @@ class ImageTokenAttention(IPAdapterAttnProcessor2_0):
         temb: Tensor | None = None,
     ) -> Tensor:  # [B*F, N, C]
         text, image = encoder_hidden_states
+        to_k, to_v, to_out = cast(tuple[nn.Linear, ...], (attn.to_k, attn.to_v, attn.to_out[0]))  # pyright: ignore[reportOptionalSubscript]
         queries = rearrange(
             attn.to_q(hidden_states), "(b f) n (h d) -> b h (f n) d", f=self.layout.num_frames, h=attn.heads
         )
@@ -41,8 +44,8 @@ class ImageTokenAttention(IPAdapterAttnProcessor2_0):
             keys, values = (rearrange(x, "b t (h d) -> b h t d", h=attn.heads) for x in (keys, values))
             return F.scaled_dot_product_attention(queries, keys, values)
 
-        out = attend(attn.to_k(text), attn.to_v(text)) + attend(self.to_k_ip[0](image), self.to_v_ip[0](image))
-        return attn.to_out[0](rearrange(out, "b h (f n) d -> (b f) n (h d)", f=self.layout.num_frames))
+        out = attend(to_k(text), to_v(text)) + attend(self.to_k_ip[0](image), self.to_v_ip[0](image))
+        return to_out(rearrange(out, "b h (f n) d -> (b f) n (h d)", f=self.layout.num_frames))
 
 
 class ImageProjection(IPAdapterPlusImageProjection, ModelMixin, ConfigMixin):

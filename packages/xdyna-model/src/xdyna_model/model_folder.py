@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import AutoencoderKL, ControlNetModel
 from safetensors import SafetensorError
@@ -35,6 +34,7 @@ _WEIGHTS: dict[str, type] = {
     "image_encoder": CLIPVisionModelWithProjection,
     "image_projection": ImageProjection,
 }
+_OF_TRANSFORMERS = (CLIPTextModel, CLIPVisionModelWithProjection)
 _REPORTS = {"missing": "missing_keys", "unexpected": "unexpected_keys", "wrong shape of": "mismatched_keys"}
 _MOST_NAMED = 5  # of the tensors that are wrong; the rest are counted
 
@@ -174,17 +174,18 @@ def _check_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
         raise InputError(f"not a number or infinite: {_named(broken)}; download or train it again")
 
 
-def _load_component(kind: type, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+def _load_component(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """A diffusers or transformers model from its folder, with every tensor accounted for."""
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no model there (no config.json); give a complete folder")
-    name = "torch_dtype" if issubclass(kind, diffusers.ModelMixin) else "dtype"
-    lenient = {} if issubclass(kind, diffusers.ModelMixin) else {"ignore_mismatched_sizes": True}
+    options: dict[str, Any] = {"output_loading_info": True, "local_files_only": True}
+    if kind in _OF_TRANSFORMERS:  # reports wrong shapes by name only if they are to be ignored
+        options |= {"dtype": dtype, "ignore_mismatched_sizes": True}
+    else:
+        options |= {"torch_dtype": dtype}
     try:
-        module, report = kind.from_pretrained(
-            folder, output_loading_info=True, local_files_only=True, **{name: dtype}, **lenient
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        module, report = kind.from_pretrained(folder, **options)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(f"{folder}: cannot be loaded: {_first_line(error)}") from error
     problems = [f"{what} {_named(report[key])}" for what, key in _REPORTS.items() if report[key]]
     if problems:

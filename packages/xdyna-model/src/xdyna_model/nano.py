@@ -3,8 +3,11 @@
 Its weights are random, drawn from a fixed seed; what it makes is noise in the shape of a video.
 """
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKL, ControlNetModel
+from torch import nn
 from transformers import (
     CLIPImageProcessorPil,
     CLIPTextConfig,
@@ -14,6 +17,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from .dynamics_adapter import DynamicsAdapter
 from .image_tokens import ImageProjection
 from .pipeline import XDynaPipeline
 from .sampling import released_scheduler
@@ -26,6 +30,12 @@ BACKBONE = {
     "norm_num_groups": 16,
     "cross_attention_dim": WIDTH,
 }
+VAE: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (16, 32, 32, 32),
+    "norm_num_groups": 8,
+}
 CONDITION_EMBEDDING = {"conditioning_embedding_out_channels": (8, 16, 32, 32)}
 
 
@@ -33,14 +43,8 @@ def nano_pipeline(seed: int = 0) -> XDynaPipeline:
     """A whole pipeline with random weights drawn from `seed`, float32 on the CPU. Leaves global randomness alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return XDynaPipeline(
-            vae=AutoencoderKL(
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                block_out_channels=(16, 32, 32, 32),
-                norm_num_groups=8,
-                latent_channels=4,
-            ),
+        pipeline = XDynaPipeline(
+            vae=AutoencoderKL(**VAE),
             text_encoder=CLIPTextModel(_text_config()),
             tokenizer=_tokenizer(),
             unet=XDynaUNet(sample_size=(28, 16), **BACKBONE),
@@ -53,6 +57,22 @@ def nano_pipeline(seed: int = 0) -> XDynaPipeline:
             ),
             scheduler=released_scheduler(),
         )
+        _start_from_scratch(pipeline)
+    for component in pipeline.components.values():
+        if isinstance(component, nn.Module):
+            component.eval()
+    return pipeline
+
+
+def _start_from_scratch(pipeline: XDynaPipeline) -> None:
+    """Gives weights to what starts at zero so as not to disturb a trained backbone: there is none to disturb."""
+    for net in (pipeline.controlnet, pipeline.controlnet_face):
+        outputs = [*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out]
+        for convolution in outputs:
+            convolution.reset_parameters()
+    for module in pipeline.unet.modules():
+        if isinstance(module, DynamicsAdapter):
+            module.to_out_ref.reset_parameters()
 
 
 def _tower() -> dict:

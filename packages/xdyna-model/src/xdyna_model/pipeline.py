@@ -85,18 +85,18 @@ class XDynaPipeline(DiffusionPipeline):
             image_projection=image_projection,
             scheduler=scheduler,
         )
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.vae_scale_factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)
 
     @property
     def default_height(self) -> int:
         """Height in pixels that the denoiser was made for."""
-        return _sides(self.unet.config.sample_size)[0] * self.vae_scale_factor
+        return _sides(self.unet.config["sample_size"])[0] * self.vae_scale_factor
 
     @property
     def default_width(self) -> int:
         """Width in pixels that the denoiser was made for."""
-        return _sides(self.unet.config.sample_size)[1] * self.vae_scale_factor
+        return _sides(self.unet.config["sample_size"])[1] * self.vae_scale_factor
 
     @torch.no_grad()
     def encode(
@@ -126,7 +126,7 @@ class XDynaPipeline(DiffusionPipeline):
         posterior = self.vae.encode(rearrange(pixels, "h w c -> 1 c h w")).latent_dist
         # Drawn in float32, so that one seed gives one picture in every dtype.
         noise = randn_tensor(posterior.mean.shape, generator, posterior.mean.device, torch.float32)
-        latent = (posterior.mean + posterior.std * noise.to(posterior.mean.dtype)) * self.vae.config.scaling_factor
+        latent = (posterior.mean + posterior.std * noise.to(posterior.mean.dtype)) * self.vae.config["scaling_factor"]
         return rearrange(latent, "b c h w -> b c 1 h w").to(self.unet.dtype)
 
     def _encode_text(self, prompts: list[str]) -> Tensor:
@@ -190,15 +190,18 @@ class XDynaPipeline(DiffusionPipeline):
         """
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         frames = conditions.num_frames
-        latents = self.prepare_latents(encoded, frames, generator) if latents is None else latents
+        if latents is None:
+            latents = self.prepare_latents(encoded, frames, generator)
+        elif latents.shape != (expected := (*encoded.latent.shape[:2], frames, *encoded.latent.shape[3:])):
+            raise ValueError(f"latents are {list(latents.shape)}, expected {list(expected)}")
         schedule = schedule or self._random_windows(frames, window_size, window_overlap, wrap, generator)
-        with self.progress_bar(total=num_inference_steps) as progress:
+        with self.progress_bar(total=num_inference_steps) as progress:  # pyright: ignore[reportCallIssue]
             for step, timestep in enumerate(self.scheduler.timesteps):
                 noise = self._predict_noise(encoded, conditions, latents, timestep, schedule(step), guidance_scale)
                 latents = self.scheduler.step(noise, timestep, latents).prev_sample
                 if callback_on_step_end is not None:
-                    changed = callback_on_step_end(self, step, timestep, {"latents": latents}) or {}
-                    latents = changed.get("latents", latents)
+                    changed = callback_on_step_end(self, step, timestep, {"latents": latents})
+                    latents = changed["latents"] if changed and "latents" in changed else latents
                 progress.update()
         return latents
 
@@ -249,7 +252,7 @@ class XDynaPipeline(DiffusionPipeline):
     @torch.no_grad()
     def decode(self, latents: Tensor, output_type: str = "pt") -> list[list[Image.Image]] | np.ndarray | Tensor:
         """Latents [1, C, F, h, w] to frames, one at a time, as `XDynaPipelineOutput` describes them."""
-        latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+        latents = latents.to(self.vae.dtype) / self.vae.config["scaling_factor"]
         frames = [self.vae.decode(latents[:, :, i]).sample for i in range(latents.shape[2])]
         return self.video_processor.postprocess_video(torch.stack(frames, dim=2), output_type)
 
@@ -315,7 +318,7 @@ class XDynaPipeline(DiffusionPipeline):
 
     def _check(self, conditions: Conditions, steps: int, window_size: int, output_type: str) -> None:
         factor, smallest = self.vae_scale_factor, 8 * self.vae_scale_factor
-        height, width, longest = conditions.height, conditions.width, self.unet.config.motion_max_seq_length
+        height, width, longest = conditions.height, conditions.width, self.unet.config["motion_max_seq_length"]
         if height % factor or width % factor or min(height, width) < smallest:
             raise ValueError(
                 f"conditions are {width}x{height}, expected multiples of {factor} of at least {smallest} pixels"

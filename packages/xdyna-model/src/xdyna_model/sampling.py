@@ -41,4 +41,4 @@ def initial_latents(
     """
     blurred = rearrange(blur(reference[:, :, 0]), "b c h w -> b c 1 h w")
     degraded = reference * mask + blurred * (1 - mask)
-    return scheduler.add_noise(degraded, noise, timestep.reshape(1))
+    return scheduler.add_noise(degraded, noise, timestep.reshape(1))  # pyright: ignore[reportArgumentType]

@@ -57,7 +57,7 @@ class XDynaUNet(UNetMotionModel):
                 setattr(self.get_submodule(parent), child, ClipGroupNorm(module, self.layout))
             elif isinstance(module, Attention) and ".attentions." in name:
                 processor = DynamicsAdapter if child == "attn1" else ImageTokenAttention
-                module.set_processor(processor(module, self.layout))
+                module.set_processor(processor(module, self.layout))  # pyright: ignore[reportArgumentType]
 
     def reset_adapters(self) -> None:
         """Puts every Dynamics-Adapter back to its start: call it after loading a backbone to train on."""
@@ -65,7 +65,7 @@ class XDynaUNet(UNetMotionModel):
             if isinstance(module, Attention) and isinstance(module.processor, DynamicsAdapter):
                 module.processor.reset(module)
 
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         sample: Tensor,
         timestep: Tensor | float | int,
@@ -91,15 +91,15 @@ class XDynaUNet(UNetMotionModel):
         Raises:
             ValueError: sample is not a clip, or has more frames than the motion modules have positions.
         """
-        limit = self.config.motion_max_seq_length
+        limit = self.config["motion_max_seq_length"]
         if sample.ndim != 5 or not 1 <= sample.shape[2] <= limit + 1:
             raise ValueError(f"sample is {list(sample.shape)}, expected [B, C, F, h, w] with 1 <= F <= 1 + {limit}")
         self.layout.num_frames = sample.shape[2]
         return super().forward(
             sample,
             timestep,
-            (encoder_hidden_states, image_embeds),
-            down_block_additional_residuals=down_block_additional_residuals,
+            (encoder_hidden_states, image_embeds),  # pyright: ignore[reportArgumentType]
+            down_block_additional_residuals=down_block_additional_residuals,  # pyright: ignore[reportArgumentType]
             mid_block_additional_residual=mid_block_additional_residual,
             return_dict=return_dict,
         )

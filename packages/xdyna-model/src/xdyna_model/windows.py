@@ -44,8 +44,8 @@ def uniform(
     windows = []
     for every in (1 << k for k in range(kinds)):
         first, last = int(phase * every) + pad, num_frames + pad - (0 if wrap else overlap)
-        for start in range(first, last, size * every - overlap):
-            windows.append([(i + offset) % num_frames for i in range(start, start + size * every, every)])
+        starts = range(first, last, size * every - overlap)
+        windows += [[(i + offset) % num_frames for i in range(s, s + size * every, every)] for s in starts]
     return windows
 
 

@@ -1,0 +1,183 @@
+"""The pipeline as its users call it."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from xdyna_model.conditions import Conditions
+from xdyna_model.nano import nano_pipeline
+from xdyna_model.pipeline import XDynaPipeline
+
+RANDOM = np.random.default_rng(0)
+PICTURE = RANDOM.integers(0, 256, (96, 80, 3), dtype=np.uint8)
+
+
+def maps(frames, height=64, width=64):
+    pictures = RANDOM.integers(0, 256, (3, frames, height, width, 3), dtype=np.uint8)
+    return Conditions(*pictures)
+
+
+CONDITIONS = maps(3)
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    pipeline = nano_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def run(pipeline, conditions=CONDITIONS, seed=0, reference=PICTURE, **options):
+    options = {"num_inference_steps": 2, "output_type": "np"} | options
+    return pipeline(reference, conditions, generator=torch.Generator().manual_seed(seed), **options).frames
+
+
+def test_seed_decides(pipeline):
+    state = torch.get_rng_state()
+    first = run(pipeline, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)  # nothing is drawn from the global generator
+    torch.manual_seed(123)
+    assert np.array_equal(first, run(pipeline, seed=1))
+    assert not np.array_equal(first, run(pipeline, seed=2))
+
+
+def test_building_leaves_global_randomness_alone():
+    state = torch.get_rng_state()
+    nano_pipeline()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_everything_given_matters(pipeline):
+    """A result that ignores one of its inputs would pass for noise with random weights."""
+    first = run(pipeline)
+    blank = np.zeros_like(CONDITIONS.pose)
+    for changed in (
+        {"reference": PICTURE[::-1]},
+        {"prompt": "a dancer"},
+        {"negative_prompt": "a tree"},
+        {"guidance_scale": 3.0},
+        {"conditions": Conditions(blank, CONDITIONS.face_local, CONDITIONS.face_global)},
+        {"conditions": Conditions(CONDITIONS.pose, blank, CONDITIONS.face_global)},
+        {"conditions": Conditions(CONDITIONS.pose, CONDITIONS.face_local, blank)},
+    ):
+        assert not np.array_equal(first, run(pipeline, **changed)), changed.keys()
+
+
+@pytest.mark.parametrize(("scale", "batch"), [(7.5, 2), (1.0, 1), (0.5, 1), (0.0, 1)])
+def test_no_guidance_costs_one_batch(pipeline, scale, batch):
+    seen = []
+    hooks = [
+        pipeline.unet.conv_in.register_forward_hook(lambda m, args, out: seen.append(len(args[0]) / 4)),
+        pipeline.controlnet.conv_in.register_forward_hook(lambda m, args, out: seen.append(len(args[0]) / 3)),
+    ]
+    frames = run(pipeline, guidance_scale=scale, num_inference_steps=1)
+    for hook in hooks:
+        hook.remove()
+    assert seen == [batch, batch]
+    assert np.isfinite(frames).all()
+
+
+@pytest.mark.parametrize("wrap", [True, False])
+def test_long_clips(pipeline, wrap):
+    conditions = maps(9)
+    frames = run(pipeline, conditions, window_size=4, window_overlap=1, wrap=wrap)
+    assert frames.shape == (1, 9, 64, 64, 3)
+    assert np.isfinite(frames).all()
+    assert np.array_equal(frames, run(pipeline, conditions, window_size=4, window_overlap=1, wrap=wrap))
+
+
+def test_one_frame(pipeline):
+    assert run(pipeline, maps(1)).shape == (1, 1, 64, 64, 3)
+
+
+def test_sides_that_are_no_multiple_of_64(pipeline):
+    assert run(pipeline, maps(2, 72, 104)).shape == (1, 2, 72, 104, 3)
+
+
+def test_output_types(pipeline):
+    array = run(pipeline)
+    assert array.dtype == np.float32
+    assert array.min() >= 0
+    assert array.max() <= 1
+    tensor = run(pipeline, output_type="pt")
+    assert np.array_equal(tensor.permute(0, 1, 3, 4, 2).numpy(), array)
+    [pictures] = run(pipeline, output_type="pil")
+    assert np.abs(np.asarray(pictures[1]) / 255 - array[0, 1]).max() <= 0.5001 / 255
+    assert run(pipeline, output_type="latent").shape == (1, 4, 3, 8, 8)
+    generator = torch.Generator().manual_seed(0)
+    as_tuple = pipeline(
+        PICTURE, CONDITIONS, num_inference_steps=2, generator=generator, output_type="np", return_dict=False
+    )
+    assert np.array_equal(as_tuple[0], array)
+
+
+def test_pictures_of_any_kind(pipeline):
+    opaque = Image.fromarray(PICTURE).convert("RGBA")
+    assert np.array_equal(run(pipeline, reference=opaque), run(pipeline))
+
+
+def test_parts_called_alone_make_the_whole(pipeline):
+    generator = torch.Generator().manual_seed(0)
+    encoded = pipeline.encode(PICTURE, 64, 64, generator=generator)
+    latents = pipeline.denoise(encoded, CONDITIONS, num_inference_steps=2, generator=generator)
+    assert np.array_equal(pipeline.decode(latents, "np"), run(pipeline))
+
+
+def test_latents_can_be_given(pipeline):
+    latents = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+    first = run(pipeline, latents=latents)
+    assert np.array_equal(first, run(pipeline, latents=latents))
+    assert not np.array_equal(first, run(pipeline))
+
+
+def test_callback_sees_and_changes_each_step(pipeline):
+    seen = []
+
+    def watch(owner, step, timestep, values):
+        seen.append((step, int(timestep), values["latents"].clone()))
+
+    final = run(pipeline, callback_on_step_end=watch, output_type="latent", num_inference_steps=3)
+    assert isinstance(pipeline, XDynaPipeline)
+    assert [step for step, _, _ in seen] == [0, 1, 2]
+    assert [timestep for _, timestep, _ in seen] == sorted((t for _, t, _ in seen), reverse=True)
+    assert torch.equal(seen[-1][2], final)
+    zeroed = run(
+        pipeline, callback_on_step_end=lambda *_: {"latents": torch.zeros(1, 4, 3, 8, 8)}, output_type="latent"
+    )
+    assert not zeroed.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_starts_from_the_same_noise(dtype):
+    exact, half = nano_pipeline(), nano_pipeline().to(dtype=dtype)
+    half.set_progress_bar_config(disable=True)
+    starts = []
+    for pipeline in (exact, half):
+        generator = torch.Generator().manual_seed(0)
+        encoded = pipeline.encode(PICTURE, 64, 64, generator=generator)
+        pipeline.scheduler.set_timesteps(2)
+        starts.append(pipeline.prepare_latents(encoded, 3, generator).float())
+    assert (starts[0] - starts[1]).abs().max() < 0.05 * starts[0].abs().max()
+    assert np.isfinite(run(half)).all()
+
+
+def test_first_timestep_of_the_released_schedule(pipeline):
+    pipeline.scheduler.set_timesteps(25)
+    assert pipeline.scheduler.timesteps[0] == 961
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"conditions": maps(2, 68, 64)}, "conditions are 64x68, expected multiples of 8"),
+        ({"conditions": maps(2, 32, 64)}, "of at least 64 pixels"),
+        ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"window_size": 25}, "window_size is 25, expected 1 to 24"),
+        ({"window_overlap": 16}, "overlap is 16"),
+        ({"output_type": "mp4"}, "output_type is 'mp4'"),
+        ({"latents": torch.zeros(1, 4, 2, 8, 8)}, r"latents are \[1, 4, 2, 8, 8\], expected \[1, 4, 3, 8, 8\]"),
+    ],
+)
+def test_what_does_not_fit_is_named(pipeline, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(pipeline, **options)
