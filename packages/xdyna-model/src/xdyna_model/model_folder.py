@@ -34,7 +34,6 @@ _WEIGHTS: dict[str, type] = {
     "image_encoder": CLIPVisionModelWithProjection,
     "image_projection": ImageProjection,
 }
-_OF_TRANSFORMERS = (CLIPTextModel, CLIPVisionModelWithProjection)
 _REPORTS = {"missing": "missing_keys", "unexpected": "unexpected_keys", "wrong shape of": "mismatched_keys"}
 _MOST_NAMED = 5  # of the tensors that are wrong; the rest are counted
 
@@ -179,7 +178,7 @@ def _load_component(kind: Any, folder: Path, dtype: torch.dtype = torch.float32)
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no model there (no config.json); give a complete folder")
     options: dict[str, Any] = {"output_loading_info": True, "local_files_only": True}
-    if kind in _OF_TRANSFORMERS:  # reports wrong shapes by name only if they are to be ignored
+    if kind.__module__.startswith("transformers."):  # reports wrong shapes by name only if they are to be ignored
         options |= {"dtype": dtype, "ignore_mismatched_sizes": True}
     else:
         options |= {"torch_dtype": dtype}

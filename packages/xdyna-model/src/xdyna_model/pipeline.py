@@ -194,16 +194,17 @@ class XDynaPipeline(DiffusionPipeline):
             latents = self.prepare_latents(encoded, frames, generator)
         elif latents.shape != (expected := (*encoded.latent.shape[:2], frames, *encoded.latent.shape[3:])):
             raise ValueError(f"latents are {list(latents.shape)}, expected {list(expected)}")
+        current = latents
         schedule = schedule or self._random_windows(frames, window_size, window_overlap, wrap, generator)
         with self.progress_bar(total=num_inference_steps) as progress:  # pyright: ignore[reportCallIssue]
             for step, timestep in enumerate(self.scheduler.timesteps):
-                noise = self._predict_noise(encoded, conditions, latents, timestep, schedule(step), guidance_scale)
-                latents = self.scheduler.step(noise, timestep, latents).prev_sample
+                noise = self._predict_noise(encoded, conditions, current, timestep, schedule(step), guidance_scale)
+                current: Tensor = self.scheduler.step(noise, timestep, current, return_dict=False)[0]
                 if callback_on_step_end is not None:
-                    changed = callback_on_step_end(self, step, timestep, {"latents": latents})
-                    latents = changed["latents"] if changed and "latents" in changed else latents
+                    changed = callback_on_step_end(self, step, timestep, {"latents": current})
+                    current = changed["latents"] if changed and "latents" in changed else current
                 progress.update()
-        return latents
+        return current
 
     def _predict_noise(
         self,
