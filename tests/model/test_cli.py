@@ -238,6 +238,15 @@ def test_gpu_that_is_not_there(pipeline: Pipeline, capsys, monkeypatch) -> None:
     assert "GPUs are cuda:0 to cuda:1" in refused(capsys, run(*GIVEN, "--device", "cuda:2"))
 
 
+def test_dwpose_takes_the_place_of_mediapipe(pipeline: Pipeline, capsys, monkeypatch) -> None:
+    assert "yolox_l.onnx" in refused(capsys, run(*GIVEN, "--dwpose", "."))  # not there
+    given = []
+    monkeypatch.setattr(driving, "DWPoseDetector", lambda *paths: given.extend(paths) or Detector())
+    monkeypatch.setattr(driving, "MediapipeDetector", None)  # must not be asked
+    assert run(*GIVEN, "--dwpose", "weights") == 0
+    assert given == [Path("weights/yolox_l.onnx"), Path("weights/dw-ll_ucoco_384.onnx")]
+
+
 def test_nobody_in_the_video(pipeline: Pipeline, capsys, monkeypatch) -> None:
     before = listing()
     monkeypatch.setattr(Detector, "absent", tuple(range(FRAMES)))

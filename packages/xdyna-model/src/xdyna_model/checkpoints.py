@@ -12,9 +12,9 @@ from diffusers import ControlNetModel
 from diffusers.models.embeddings import SinusoidalPositionalEmbedding
 from torch import Tensor
 
-from .errors import InputError
-from .image_tokens import ImageProjection
-from .unet import XDynaUNet
+from xdyna_model.errors import InputError
+from xdyna_model.image_tokens import ImageProjection
+from xdyna_model.unet import XDynaUNet
 
 State = Mapping[str, Tensor]
 

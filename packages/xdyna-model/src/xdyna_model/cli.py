@@ -43,6 +43,9 @@ def animate(
     ] = None,
     face_local: Annotated[Path | None, typer.Option(help="Ready-made video of eyes and mouth.")] = None,
     face_global: Annotated[Path | None, typer.Option(help="Ready-made video of the face.")] = None,
+    dwpose: Annotated[
+        Path | None, typer.Option(help="Folder with DWPose's two ONNX files, in place of mediapipe.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Model folder or hub id. Default: the built-in nano model.")] = None,
     frames: Annotated[
         int | None, typer.Option(min=1, help="Frames to make. Default: as many as the video has.")

@@ -1,13 +1,15 @@
 """What moves the photo: a driving video or ready-made condition videos, read into `Conditions`."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from xdyna_model.conditions import Conditions
-from xdyna_model.detectors import Person
+from xdyna_model.detectors import Detector, Person
+from xdyna_model.detectors.dwpose import DWPoseDetector
 from xdyna_model.detectors.mediapipe import MediapipeDetector
 from xdyna_model.errors import InputError
 from xdyna_model.images import fit
@@ -16,6 +18,7 @@ from xdyna_model.video import frame_rate, iter_frames, read_frames
 
 # Detectors see frames whose shorter side is at least this long: they find no faces at the nano model's size.
 DETECTION_SIDE = 512  # pixels
+DWPOSE_FILES = ("yolox_l.onnx", "dw-ll_ucoco_384.onnx")  # as published
 MAPS = ("pose", "face_local", "face_global")
 
 # Name and number of steps (None where it is not known) -> what to call after each step.
@@ -50,7 +53,8 @@ def read_motion(job: Job, height: int, width: int, stage: Stage) -> Motion:
         if all(name in videos for name in MAPS):
             driving = read_frames(videos["driving"], length, size=(height, width)).frames
         else:
-            driving, found, gaps = _detect(videos["driving"], length, height, width, stage)
+            with _detector(job.dwpose) as detector:
+                driving, found, gaps = _detect(videos["driving"], detector, length, height, width, stage)
             maps = {name: getattr(found, name) for name in MAPS}
         length = len(driving)
     for name in MAPS:
@@ -62,8 +66,15 @@ def read_motion(job: Job, height: int, width: int, stage: Stage) -> Motion:
     return Motion(conditions, driving, frame_rate(next(iter(videos.values()))), gaps)
 
 
+def _detector(dwpose: Path | None) -> AbstractContextManager[Detector]:
+    if dwpose is None:
+        return MediapipeDetector()
+    boxes, pose = (dwpose / name for name in DWPOSE_FILES)
+    return nullcontext(DWPoseDetector(boxes, pose))
+
+
 def _detect(
-    path: Path, length: int | None, height: int, width: int, stage: Stage
+    path: Path, detector: Detector, length: int | None, height: int, width: int, stage: Stage
 ) -> tuple[np.ndarray, Conditions, str | None]:
     """Find the person in a video. Returns its frames and conditions, height x width pixels, and a line about gaps.
 
@@ -73,11 +84,10 @@ def _detect(
     frames: list[np.ndarray] = []
     people: list[Person | None] = []
     advance = stage("finding the person", length)
-    with MediapipeDetector() as detector:
-        for large in iter_frames(path, length, size=(height * scale, width * scale)):
-            people.append(_shrunk(detector(large), scale))
-            frames.append(fit(large, height, width))
-            advance()
+    for large in iter_frames(path, length, size=(height * scale, width * scale)):
+        people.append(_shrunk(detector(large), scale))
+        frames.append(fit(large, height, width))
+        advance()
     seen = iter(people)
 
     def recall(frame: np.ndarray) -> Person | None:

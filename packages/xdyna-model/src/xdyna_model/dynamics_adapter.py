@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from xdyna_kernels import reference_attention
 
-from .clip_layout import ClipLayout
+from xdyna_model.clip_layout import ClipLayout
 
 
 class DynamicsAdapter(nn.Module):

@@ -10,7 +10,7 @@ from diffusers.models.embeddings import IPAdapterPlusImageProjection
 from einops import rearrange
 from torch import Tensor, nn
 
-from .clip_layout import ClipLayout
+from xdyna_model.clip_layout import ClipLayout
 
 NUM_IMAGE_TOKENS = 16
 

@@ -28,6 +28,7 @@ class Job:
     pose: Path | None = None
     face_local: Path | None = None
     face_global: Path | None = None
+    dwpose: Path | None = None
     model: str | None = None
     frames: int | None = None
     steps: int = 25

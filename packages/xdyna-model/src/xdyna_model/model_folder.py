@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from . import checkpoints
-from .errors import InputError
-from .image_tokens import ImageProjection
-from .outputs import staged_folder
-from .pipeline import XDynaPipeline
-from .sampling import released_scheduler
-from .unet import XDynaUNet
+from xdyna_model import checkpoints
+from xdyna_model.errors import InputError
+from xdyna_model.image_tokens import ImageProjection
+from xdyna_model.outputs import staged_folder
+from xdyna_model.pipeline import XDynaPipeline
+from xdyna_model.sampling import released_scheduler
+from xdyna_model.unet import XDynaUNet
 
 # Components that hold weights.
 _WEIGHTS: dict[str, type] = {

@@ -5,7 +5,7 @@ from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from einops import rearrange
 from torch import Tensor, nn
 
-from .clip_layout import ClipLayout
+from xdyna_model.clip_layout import ClipLayout
 
 
 class ClipGroupNorm(nn.GroupNorm):

@@ -17,11 +17,11 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from .dynamics_adapter import DynamicsAdapter
-from .image_tokens import ImageProjection
-from .pipeline import XDynaPipeline
-from .sampling import released_scheduler
-from .unet import XDynaUNet
+from xdyna_model.dynamics_adapter import DynamicsAdapter
+from xdyna_model.image_tokens import ImageProjection
+from xdyna_model.pipeline import XDynaPipeline
+from xdyna_model.sampling import released_scheduler
+from xdyna_model.unet import XDynaUNet
 
 WIDTH = 32  # channels of text and image tokens, and of both CLIP towers
 BACKBONE = {

@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from . import windows
-from .conditions import Conditions
-from .controlnets import control_residuals
-from .image_tokens import ImageProjection
-from .images import fit
-from .sampling import initial_latents
-from .unet import XDynaUNet
+from xdyna_model import windows
+from xdyna_model.conditions import Conditions
+from xdyna_model.controlnets import control_residuals
+from xdyna_model.image_tokens import ImageProjection
+from xdyna_model.images import fit
+from xdyna_model.sampling import initial_latents
+from xdyna_model.unet import XDynaUNet
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 Schedule = Callable[[int], list[list[int]]]

@@ -11,10 +11,10 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D, UNetMotionOutput
 from torch import Tensor, nn
 
-from .clip_layout import ClipLayout
-from .dynamics_adapter import DynamicsAdapter
-from .image_tokens import ImageTokenAttention
-from .motion import ClipGroupNorm, MotionModule
+from xdyna_model.clip_layout import ClipLayout
+from xdyna_model.dynamics_adapter import DynamicsAdapter
+from xdyna_model.image_tokens import ImageTokenAttention
+from xdyna_model.motion import ClipGroupNorm, MotionModule
 
 # Where the released model differs from UNetMotionModel's own defaults. sample_size is (height, width) in latents.
 RELEASED = {

@@ -1,0 +1,63 @@
+"""The denoiser as a module: compiled, trained, reset."""
+
+import pytest
+import torch
+from xdyna_model.dynamics_adapter import DynamicsAdapter
+from xdyna_model.nano import nano_pipeline
+
+
+@pytest.fixture
+def unet():
+    return nano_pipeline().unet
+
+
+def inputs(batch=1, frames=3):
+    return torch.randn(batch, 4, frames, 8, 8), torch.tensor(5), torch.randn(batch, 77, 32), torch.randn(batch, 16, 32)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_compiles_as_one_graph_for_any_number_of_frames(unet):
+    compiled = torch.compile(unet, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        for arguments in (inputs(), inputs(2, 4)):
+            torch.testing.assert_close(compiled(*arguments).sample, unet(*arguments).sample)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_every_weight_gets_a_gradient(unet, checkpointing):
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    unet.train()(*inputs()).sample[:, :, 1:].square().mean().backward()
+    without = [name for name, weight in unet.named_parameters() if weight.grad is None or not weight.grad.any()]
+    assert without == []
+
+
+def test_reset_adapters_add_nothing_and_ask_as_the_backbone_does(unet):
+    arguments = inputs()
+    with torch.no_grad():
+        before = unet(*arguments).sample
+        unet.reset_adapters()
+        after = unet(*arguments).sample
+        for module in unet.modules():
+            if isinstance(module, DynamicsAdapter):
+                module.to_q_ref.weight.normal_()  # of no effect, since the output projection is zero
+        assert torch.equal(unet(*arguments).sample, after)
+    assert not torch.equal(before, after)
+    for name, weight in unet.state_dict().items():
+        if name.endswith("to_q_ref.weight"):
+            continue
+        if ".to_out_ref." in name:
+            assert not weight.any()
+
+
+def test_frames_after_the_reference_can_be_permuted_without_time(unet):
+    """With the motion modules silent, nothing but the group norms' pooled statistics looks across frames."""
+    for name, weight in unet.named_parameters():
+        if "motion_modules" in name and ".proj_out." in name:
+            weight.data.zero_()
+    sample, *rest = inputs(frames=4)
+    order = [0, 3, 1, 2]
+    with torch.no_grad():
+        out = unet(sample, *rest).sample
+        permuted = unet(sample[:, :, order], *rest).sample
+    torch.testing.assert_close(permuted, out[:, :, order], rtol=1e-4, atol=1e-4)
