@@ -1,0 +1,1 @@
+"""A drawn world to train and try X-Dyna in."""

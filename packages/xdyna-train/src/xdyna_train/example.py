@@ -15,7 +15,7 @@ from xdyna_model.face_map import draw_face
 from xdyna_model.pose_map import draw_pose
 from xdyna_model.video import write_video
 
-from .puppets import Identity, Motion, PuppetFrame, Scene, render_clip, render_frame
+from xdyna_train.puppets import Identity, Motion, PuppetFrame, Scene, render_clip, render_frame
 
 HEIGHT, WIDTH = 448, 256
 NUM_FRAMES = 32

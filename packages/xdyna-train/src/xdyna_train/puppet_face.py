@@ -5,8 +5,8 @@ The drawn face and the 68 points that are given out as truth both come from here
 
 import numpy as np
 
-from .puppet_identity import Identity
-from .puppet_motion import Expression
+from xdyna_train.puppet_identity import Identity
+from xdyna_train.puppet_motion import Expression
 
 
 def turned(points: np.ndarray, turn: float, depth: float = 1.0) -> np.ndarray:

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from .puppet_head import draw_back_hair, draw_head
-from .puppet_identity import Identity
-from .puppet_motion import Pose
-from .puppet_skeleton import Skeleton
-from .puppet_strokes import Colour, Strokes, outline, shade, xy
+from xdyna_train.puppet_head import draw_back_hair, draw_head
+from xdyna_train.puppet_identity import Identity
+from xdyna_train.puppet_motion import Pose
+from xdyna_train.puppet_skeleton import Skeleton
+from xdyna_train.puppet_strokes import Colour, Strokes, outline, shade, xy
 
 LINE = 0.0035  # width of the drawn line around every part, in heights
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from .puppet_face import brow_points, eye_curves, jaw_points, mouth_edges, turned
-from .puppet_identity import Identity
-from .puppet_motion import Expression, Pose
-from .puppet_skeleton import Skeleton
-from .puppet_strokes import Colour, Strokes, blend, outline, shade, smooth, smooth_line, xy
+from xdyna_train.puppet_face import brow_points, eye_curves, jaw_points, mouth_edges, turned
+from xdyna_train.puppet_identity import Identity
+from xdyna_train.puppet_motion import Expression, Pose
+from xdyna_train.puppet_skeleton import Skeleton
+from xdyna_train.puppet_strokes import Colour, Strokes, blend, outline, shade, smooth, smooth_line, xy
 
 _LINE = 0.04  # width of the drawn line, in head radii
 _ALONG = np.linspace(-1, 1, 11)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .puppet_strokes import Colour, hsv
+from xdyna_train.puppet_strokes import Colour, hsv
 
 HAIR_STYLES = ("short", "bob", "long", "tail", "bun", "curls", "cap")
 PATTERNS = ("plain", "stripes", "spot", "jacket", "dots")

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .puppet_props import bush, city, paving, pine, plant, ridge, tree, window
-from .puppet_strokes import Colour, Strokes, blend, hsv, shade, smooth
+from xdyna_train.puppet_props import bush, city, paving, pine, plant, ridge, tree, window
+from xdyna_train.puppet_strokes import Colour, Strokes, blend, hsv, shade, smooth
 
 
 @dataclass

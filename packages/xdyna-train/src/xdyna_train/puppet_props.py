@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .puppet_strokes import Colour, Strokes, blend, hsv, outline, shade, smooth
+from xdyna_train.puppet_strokes import Colour, Strokes, blend, hsv, outline, shade, smooth
 
 
 def ridge(rng: np.random.Generator, half: float, level: float, rise: float, waves: float) -> np.ndarray:

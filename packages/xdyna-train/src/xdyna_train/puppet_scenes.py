@@ -7,9 +7,9 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageChops
 
-from .puppet_places import PLACES
-from .puppet_sheets import SHEETS, falling_fireworks, ripples
-from .puppet_strokes import Layer, Strokes, supersampling
+from xdyna_train.puppet_places import PLACES
+from xdyna_train.puppet_sheets import SHEETS, falling_fireworks, ripples
+from xdyna_train.puppet_strokes import Layer, Strokes, supersampling
 
 KINDS = ("waterfall", "fireworks", "clouds", "rain", "ocean", "snow", "room")
 DRIFTING = ("waterfall", "clouds", "rain", "ocean", "snow")  # the kinds whose velocity is not zero

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .puppet_strokes import Colour, Strokes, hsv, xy
+from xdyna_train.puppet_strokes import Colour, Strokes, hsv, xy
 
 Live = Callable[[float], Strokes]
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .puppet_face import face_points
-from .puppet_identity import Identity
-from .puppet_motion import Pose
-from .puppet_strokes import xy
+from xdyna_train.puppet_face import face_points
+from xdyna_train.puppet_identity import Identity
+from xdyna_train.puppet_motion import Pose
+from xdyna_train.puppet_strokes import xy
 
 # Of each finger: sideways place, where it begins along the hand, its length; parts of the hand's length.
 _FINGERS = np.array([(0.75, 0.2, 0.5), (0.36, 0.48, 0.46), (0.1, 0.52, 0.5), (-0.16, 0.5, 0.45), (-0.4, 0.44, 0.36)])

@@ -15,12 +15,12 @@ import numpy as np
 from PIL import Image
 from xdyna_model.detectors import Person
 
-from .puppet_figure import draw_figure
-from .puppet_identity import Identity
-from .puppet_motion import Expression, Motion, Pose
-from .puppet_scenes import DRIFTING, KINDS, Scene
-from .puppet_skeleton import Skeleton, pose_skeleton
-from .puppet_strokes import Strokes
+from xdyna_train.puppet_figure import draw_figure
+from xdyna_train.puppet_identity import Identity
+from xdyna_train.puppet_motion import Expression, Motion, Pose
+from xdyna_train.puppet_scenes import DRIFTING, KINDS, Scene
+from xdyna_train.puppet_skeleton import Skeleton, pose_skeleton
+from xdyna_train.puppet_strokes import Strokes
 
 __all__ = [
     "DRIFTING",
