@@ -1,0 +1,207 @@
+"""Times reference attention against every other way to compute it, on this device: `uv run bench/attn.py`.
+
+Needs torch and triton and nothing else (nvidia-ml-py for clocks and matplotlib for --plot are used if they are
+there). Only what has passed parity against float64 is timed; a row that fails says FAIL and the exit code is 1.
+Without a GPU the CPU backends run on small shapes, and bench/compile_report.py tells what the compiler says.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import attn_rows
+import machine
+import opponents
+import roofline
+import torch
+from parity import Truth, Verdict
+from shapes import DIRECTIONS, DTYPES, LEVELS, SMALL_LEVELS, Shape, draw, work
+from timing import interleaved
+from torch import Tensor
+
+COMPILE_REPORT = Path(__file__).with_name("compile_report.py")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run."""
+
+    device: torch.device
+    dtype: str
+    shapes: list[Shape]
+    directions: tuple[str, ...]
+    names: tuple[str, ...]
+    repeats: int
+    seed: int
+    budget: float
+
+
+def judge(name: str, truth: Truth) -> tuple[Verdict | None, str, bool]:
+    """The verdict on a contender, or the reason why there is none and whether that is a failure.
+
+    Anybody may lack memory, and a backend of ours may refuse a device or shape with a ValueError. Anything else
+    that it raises is a failure; what an opponent raises only keeps that opponent out.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            return truth.judge(opponents.build(name)), "", False
+        except torch.OutOfMemoryError:
+            return None, "out of memory", False
+        except Exception as error:
+            failed = name in opponents.own_backends() and not isinstance(error, ValueError)
+            why = [str(error) or type(error).__name__, *(str(w.message) for w in caught)]
+    # SDPA tells in warnings, one for every kernel, why it found none; the last are about the one that was wanted.
+    return None, " | ".join(" ".join(text.split())[:160] for text in (why[:1] + why[-2:] if why[1:] else why)), failed
+
+
+def caller(name: str, direction: str, tensors: list[Tensor], grad: Tensor) -> Callable[[], object]:
+    contender = opponents.build(name)
+    if direction == "forward":
+        return torch.no_grad()(lambda: contender(*tensors))
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    return lambda: torch.autograd.grad(contender(*leaves), leaves, grad)
+
+
+def run_group(plan: Plan, shape: Shape, direction: str) -> tuple[list[dict], roofline.Roofline | None]:
+    """All contenders on one shape and direction: parity first, then times of those that passed, in turns with the
+    probes of the roofline (None if nothing was timed)."""
+    torch.compiler.reset()  # one graph per contender at a time: the compiler falls back after a few of one function
+    dtype = DTYPES[plan.dtype]
+    tensors, grad = draw(shape, dtype, plan.device, plan.seed)
+    truth = Truth(tensors, None if direction == "forward" else grad)
+    rows = []
+    for name in plan.names:
+        verdict, note, failed = judge(name, truth)
+        rows.append(attn_rows.row(shape, direction, plan.dtype, name, verdict, note))
+        if failed:
+            rows[-1]["status"] = "FAIL"
+    del truth
+    passed = {row["backend"]: row for row in rows if row["status"] == "ok"}
+    if not (plan.repeats and passed):
+        return rows, None
+    probes = roofline.Probes(plan.device, dtype)
+    calls = probes.calls | {name: caller(name, direction, tensors, grad) for name in passed}
+    times = interleaved(calls, plan.device, plan.repeats, plan.seed)
+    roof = probes.read(times)
+    for name, row in passed.items():
+        attn_rows.add_times(row, times[name], work(shape, direction, dtype.itemsize), roof)
+    attn_rows.add_ratios(rows)
+    return rows, roof
+
+
+def run(plan: Plan, save: Callable[[dict], object]) -> dict:
+    """Runs the plan, prints every table when it is known and hands the record so far to `save`."""
+    started = time.monotonic()
+    facts = machine.facts(plan.device)
+    print(f"{facts['device']}, commit {facts['commit']}, {facts['versions']}, seed {plan.seed}")
+    record = {"machine": facts, "samples": [machine.sample(plan.device)], "roofline": None}
+    record |= {"repeats": plan.repeats, "seed": plan.seed, "rows": [], "step": {}}
+    best = None
+    for direction in plan.directions:
+        for shape in plan.shapes:
+            needed = work(shape, direction, DTYPES[plan.dtype].itemsize)
+            print(f"\n{direction}, {shape}, {plan.dtype}: {needed.flops / 1e12:.3g} TFLOP", flush=True)
+            if time.monotonic() - started > plan.budget:
+                note = "not timed: the budget was spent"
+                rows, roof = [attn_rows.row(shape, direction, plan.dtype, n, None, note) for n in plan.names], None
+            else:
+                rows, roof = run_group(plan, shape, direction)
+            if roof is not None:
+                bound, by = roof.bound(needed)
+                print(f"bound {bound:.3g} ms ({by}): {roof}")
+                best = roof.best(best)
+                record["roofline"] = best.as_dict()
+            print(attn_rows.HEADER, *map(attn_rows.line, rows), sep="\n", flush=True)
+            record["rows"] += rows
+            record["samples"].append(machine.sample(plan.device))
+            record["step"] = attn_rows.step(record["rows"])
+            save(record)
+    print(*attn_rows.step_lines(record["step"]), sep="\n")
+    print(f"device: {record['samples'][0]} at first, {record['samples'][-1]} at last")
+    return record
+
+
+def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Plan]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = (*opponents.own_backends(), *opponents.OPPONENTS)
+    parser.add_argument("--shape", action="append", metavar="NxD", help="tokens x head channels; repeatable")
+    parser.add_argument("--batch", type=int, help="clips: 2 is guidance (2; 1 on a CPU)")
+    parser.add_argument("--frames", type=int, help="frames beside the reference (16; 4 on a CPU)")
+    parser.add_argument("--heads", type=int, default=8, help="(8)")
+    parser.add_argument("--direction", choices=DIRECTIONS, help="only this one")
+    parser.add_argument("--only", metavar="A,B", help=f"only these of {', '.join(known)}")
+    parser.add_argument("--dtype", choices=DTYPES, help="(bf16; fp32 on a CPU)")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, help="timed rounds (30; 11 on a CPU)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--budget", type=float, default=float("inf"), help="begin no table after so many seconds")
+    parser.add_argument("--parity-only", action="store_true", help="time nothing")
+    parser.add_argument("--no-compile-report", action="store_true", help="leave the compile report out on a CPU")
+    parser.add_argument("--json", type=Path, help="write rows and facts here, after every table")
+    parser.add_argument("--plot", type=Path, help="draw the roofline picture here (needs matplotlib)")
+    options = parser.parse_args(arguments)
+
+    cuda = options.device == "cuda"
+    if cuda and not torch.cuda.is_available():
+        parser.error("there is no CUDA device")
+    names = (*opponents.own_backends(), *(opponents.OPPONENTS if cuda else opponents.CPU_OPPONENTS))
+    if options.only is not None:
+        names = tuple(options.only.split(","))
+        if unknown := sorted(set(names) - set(known)):
+            parser.error(f"--only: {', '.join(unknown)} is none of {', '.join(known)}")
+    levels = list(LEVELS if cuda else SMALL_LEVELS)
+    try:
+        levels = [(int(n), int(d)) for n, d in (text.split("x") for text in options.shape or ())] or levels
+    except ValueError:
+        parser.error("--shape: expected tokens x head channels, as in 7168x40")
+    given = (options.batch, options.frames, options.repeats)
+    usual = (2, 16, 30) if cuda else (1, 4, 11)
+    batch, frames, repeats = (u if g is None else g for g, u in zip(given, usual, strict=True))
+    if min(batch, frames, options.heads, repeats, *(size for level in levels for size in level)) < 1:
+        parser.error("shapes and --repeats must be positive")
+    return options, Plan(
+        torch.device(options.device),
+        options.dtype or ("bf16" if cuda else "fp32"),
+        [Shape(batch, 1 + frames, n, options.heads, d) for n, d in levels],
+        (options.direction,) if options.direction else DIRECTIONS,
+        names,
+        0 if options.parity_only else repeats,
+        options.seed,
+        options.budget,
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options, plan = parse(arguments)
+
+    def save(record: dict) -> None:
+        if options.json:
+            options.json.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+    record = run(plan, save)
+    if options.plot and record["roofline"] is None:
+        print("--plot: no picture, nothing was timed", file=sys.stderr)
+    elif options.plot:
+        try:
+            roofline.plot(options.plot, roofline.Roofline(**record["roofline"]), record["rows"])
+        except ImportError:
+            print("--plot: no picture, matplotlib is not installed", file=sys.stderr)
+    if plan.device.type == "cpu" and not options.no_compile_report and COMPILE_REPORT.exists():
+        # The half-precision kernels of one chip: all of the report takes minutes.
+        print("\nwhat the compiler says for a GPU that is not here (all of it: bench/compile_report.py)", flush=True)
+        subprocess.run([sys.executable, str(COMPILE_REPORT), "--only", "sm_90 half"], check=False)
+    failed = [row for row in record["rows"] if row["status"] == "FAIL"]
+    if failed:
+        print(f"\nFAIL: {len(failed)} of {len(record['rows'])} rows are wrong", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""Who runs in the attention bench: the package's backends, and the other ways to compute the same thing.
+
+Every contender is a function of the eleven tensors of `shapes.NAMES` with the result [B, F, N, C].
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+import xdyna_kernels
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Contender = Callable[..., Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q [B, H, N, D]; k, v [B, H, M, D] -> [B, H, N, D]
+
+SDPA = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+RELEASED = "released"
+OPPONENTS = (RELEASED, *(f"folded-{name}" for name in SDPA), *(f"folded-{name}-compiled" for name in SDPA), "flex")
+CPU_OPPONENTS = (RELEASED, "folded-flash")  # compiling takes longer than the rest of a run there; --only has them
+
+
+def own_backends() -> tuple[str, ...]:
+    """The package's backends, whichever it has."""
+    return tuple(xdyna_kernels.BACKENDS)
+
+
+def build(name: str) -> Contender:
+    """The contender of that name. Compiled ones compile when first called."""
+    if name in xdyna_kernels.BACKENDS:
+        return lambda *tensors: xdyna_kernels.reference_attention(*tensors, backend=name)
+    if name == RELEASED:
+        return released
+    if name == "flex":
+        return torch.compile(folded(_flex()), dynamic=False, fullgraph=True)
+    _, kernel, *compiled = name.split("-")
+    contender = folded(_sdpa(SDPA[kernel]))
+    # fullgraph: a compiler that gives up then raises, where it would otherwise time plain PyTorch under its name.
+    return torch.compile(contender, dynamic=False, fullgraph=True) if compiled else contender
+
+
+def released(q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual) -> Tensor:
+    """The released code's way: the reference's keys and values are repeated for every frame."""
+    frames = q.shape[:3]  # B, F, N
+    own = F.scaled_dot_product_attention(_heads(q), _heads(k), _heads(v))
+    k_ref, v_ref = (x.repeat_interleave(frames[1], dim=0).transpose(1, 2) for x in (k_ref, v_ref))  # [B*F, H, M, D]
+    ref = F.scaled_dot_product_attention(_heads(q_ref), k_ref, v_ref)
+    own, ref = (x.transpose(1, 2).reshape(*frames, -1) for x in (own, ref))  # [B, F, N, H*D]
+    return F.linear(own, w_out, b_out) + F.linear(ref, w_ref, b_ref) + residual
+
+
+def folded(attend: Attend) -> Contender:
+    """The honest way: frames folded into the query axis, so that the reference is read once, over `attend`."""
+
+    def contender(q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual) -> Tensor:
+        frames = q.shape[:3]  # B, F, N
+        own = attend(_heads(q), _heads(k), _heads(v))
+        ref = attend(q_ref.flatten(1, 2).transpose(1, 2), k_ref.transpose(1, 2), v_ref.transpose(1, 2))
+        own, ref = (x.transpose(1, 2).reshape(*frames, -1) for x in (own, ref))  # [B, F, N, H*D]
+        return F.linear(own, w_out, b_out) + F.linear(ref, w_ref, b_ref) + residual
+
+    return contender
+
+
+def _heads(x: Tensor) -> Tensor:  # [B, F, N, H, D] -> [B*F, H, N, D]
+    return x.flatten(0, 1).transpose(1, 2)
+
+
+def _sdpa(kernel: SDPBackend) -> Attend:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(kernel):
+            return F.scaled_dot_product_attention(q, k, v)
+
+    return attend
+
+
+def _flex() -> Attend:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = flex_attention(q, k, v)
+        assert isinstance(out, Tensor)
+        return out
+
+    return attend
