@@ -1,0 +1,198 @@
+"""Is HEAD slower than BASE? `uv run bench/compare.py BASE.json HEAD.json`, two files that `bench/attn.py --json` wrote.
+
+A row (shape, backend, dtype, direction) is slower when it takes over 5 % longer than the spread of both runs
+explains: when HEAD's 20th percentile is beyond 1.05 times BASE's 80th. Exit code 1 if a row is slower, is missing
+from HEAD, or failed parity there; 2 if a file cannot be used.
+What passes within a spread so wide that a tenth more would pass, too, is not called the same.
+
+On a machine whose speed wanders, --ratio-to BACKEND compares each row's time as a multiple of that backend's row in
+the same run, round by round, so that what slows all of them down cancels out.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Key = tuple[str, str, str, str]  # shape, direction, dtype, backend
+ALLOWED = 0.05
+VISIBLE = 0.10  # a row whose spread would hide more than this is not called the same
+
+
+class UnusableError(Exception):
+    """A file or a pair of files that nothing can be said about."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What is compared of a row: milliseconds or a ratio, and the bounds of its spread."""
+
+    middle: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a run; `figure` is None where it was not timed."""
+
+    failed: bool
+    note: str
+    figure: Figure | None
+    samples: list[float]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said about one row; `fails` decides the exit code."""
+
+    key: Key
+    base: Figure | None
+    head: Figure | None
+    text: str
+    fails: bool
+
+
+def read(path: Path) -> tuple[str, dict[Key, Row]]:
+    """The device and the rows of a file.
+
+    Raises:
+        UnusableError: it cannot be read, or is not what `bench/attn.py --json` writes.
+    """
+    try:
+        record = json.loads(path.read_text())
+        rows = {_key(row): _row(row) for row in record["rows"]}
+        device = str(record["machine"]["device"])
+    except OSError as error:
+        raise UnusableError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UnusableError(f"{path}: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UnusableError(f"{path}: not a record of bench/attn.py ({type(error).__name__}: {error})") from error
+    if len(rows) != len(record["rows"]):
+        raise UnusableError(f"{path}: some rows are there twice")
+    if not any(row.figure for row in rows.values()):
+        raise UnusableError(f"{path}: no row of it was timed")
+    return device, rows
+
+
+def ratios(path: Path, rows: dict[Key, Row], backend: str) -> dict[Key, Row]:
+    """The rows as multiples of the row of `backend` beside them, which is left out.
+
+    Raises:
+        UnusableError: a timed row has no timed row of `backend` beside it.
+    """
+    result = {}
+    for key, row in rows.items():
+        if key[-1] == backend:
+            if row.failed:
+                result[key] = row
+            continue
+        unit = rows.get((*key[:-1], backend))
+        if row.figure is None or row.failed:
+            result[key] = row
+        elif unit is None or unit.figure is None:
+            raise UnusableError(f"{path}: no time of {backend} beside {' '.join(key)}")
+        else:
+            result[key] = Row(False, "", _ratio(row, unit, row.figure, unit.figure), [])
+    return result
+
+
+def compare(base: dict[Key, Row], head: dict[Key, Row]) -> list[Verdict]:
+    """One verdict for every row of either run."""
+    verdicts = []
+    for key in dict.fromkeys([*base, *head]):
+        old, new = base.get(key), head.get(key)
+        before, after = old and old.figure, new and new.figure
+        if new is not None and new.failed:
+            text, fails = f"PARITY FAILED {new.note}", True
+        elif before is None:
+            text, fails = ("new" if after else "not timed"), False
+        elif after is None:
+            text, fails = f"MISSING {new.note if new else ''}", True
+        else:
+            fails = after.low > (1 + ALLOWED) * before.high
+            text = "SLOWER" if fails else _not_slower(before, after)
+        verdicts.append(Verdict(key, before, after, text.strip(), fails))
+    return verdicts
+
+
+def _not_slower(before: Figure, after: Figure) -> str:
+    if before.low > (1 + ALLOWED) * after.high:
+        return "faster"
+    seen = (1 + ALLOWED) * (before.high / before.middle) * (after.middle / after.low) - 1
+    return "same" if seen <= VISIBLE else f"no worse than noise (from {seen:+.0%} on it would fail)"
+
+
+def table(verdicts: list[Verdict]) -> str:
+    """The verdicts for a person, those that fail last, where they are seen."""
+    lines = [f"{'shape, direction, dtype':55}{'backend':24}{'base':>26}{'head':>26}{'change':>10}  verdict"]
+    for verdict in sorted(verdicts, key=lambda v: v.fails):
+        change = ""
+        if verdict.base and verdict.head:
+            change = f"{verdict.head.middle / verdict.base.middle - 1:+.1%}"
+        place, backend = ", ".join(verdict.key[:-1]), verdict.key[-1]
+        figures = f"{_show(verdict.base):>26}{_show(verdict.head):>26}{change:>10}"
+        lines.append(f"{place:55}{backend:24}{figures}  {verdict.text}")
+    return "\n".join(lines)
+
+
+def _key(row: dict[str, Any]) -> Key:
+    shape = " ".join(f"{name}{size}" for name, size in row["shape"].items())
+    return shape, str(row["direction"]), str(row["dtype"]), str(row["backend"])
+
+
+def _row(row: dict[str, Any]) -> Row:
+    if row["ms"] is None:
+        figure = None
+    else:
+        figure = Figure(float(row["ms"]), float(row["ms_p20"]), float(row["ms_p80"]))
+        slack = 1 + 1e-9  # percentiles are rounded, each in its own way
+        if not (0 < figure.low <= figure.middle * slack <= figure.high * slack**2 < float("inf")):
+            raise ValueError(f"times of {row['backend']} are {figure}, not 0 < p20 <= median <= p80")
+    return Row(row["status"] == "FAIL", str(row.get("note", "")), figure, list(row.get("samples_ms") or ()))
+
+
+def _ratio(row: Row, unit: Row, time: Figure, unit_time: Figure) -> Figure:
+    """Round by round where the rounds were kept, otherwise of the medians, with the spread of both."""
+    if len(row.samples) == len(unit.samples) > 1:
+        rounds = [a / b for a, b in zip(row.samples, unit.samples, strict=True)]
+        low, *_, high = statistics.quantiles(rounds, n=5, method="inclusive")
+        return Figure(statistics.median(rounds), low, high)
+    return Figure(time.middle / unit_time.middle, time.low / unit_time.high, time.high / unit_time.low)
+
+
+def _show(figure: Figure | None) -> str:
+    if figure is None:
+        return "-"
+    return f"{figure.middle:.4g} ({figure.low:.3g}..{figure.high:.3g})"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", type=Path, metavar="BASE.json")
+    parser.add_argument("head", type=Path, metavar="HEAD.json")
+    parser.add_argument("--ratio-to", metavar="BACKEND", help="compare multiples of this backend's time in each run")
+    options = parser.parse_args(arguments)
+    try:
+        (base_device, base), (head_device, head) = read(options.base), read(options.head)
+        if options.ratio_to:
+            base, head = ratios(options.base, base, options.ratio_to), ratios(options.head, head, options.ratio_to)
+        elif base_device != head_device:
+            raise UnusableError(f"times on {base_device} and on {head_device} do not compare; --ratio-to may")
+    except UnusableError as error:
+        print(error, file=sys.stderr)
+        return 2
+    verdicts = compare(base, head)
+    unit = f"multiples of {options.ratio_to}" if options.ratio_to else "milliseconds"
+    print(f"{unit}, median (20th..80th percentile)\n{table(verdicts)}")
+    failing = sum(verdict.fails for verdict in verdicts)
+    print(f"\n{failing} of {len(verdicts)} rows fail" if failing else f"\nno row of {len(verdicts)} fails")
+    return 1 if failing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
