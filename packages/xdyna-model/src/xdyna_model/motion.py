@@ -13,7 +13,7 @@ class ClipGroupNorm(nn.GroupNorm):
 
     def __init__(self, stock: nn.GroupNorm, layout: ClipLayout):
         super().__init__(stock.num_groups, stock.num_channels, eps=stock.eps, affine=False)
-        self.weight, self.bias = stock.weight, stock.bias
+        self.weight, self.bias, self.affine = stock.weight, stock.bias, stock.affine
         self.layout = layout
 
     def forward(self, input: Tensor) -> Tensor:
@@ -45,8 +45,8 @@ class MotionModule(nn.Module):
         channels = stock.norm.num_channels
         if channels % self.NORM_GROUPS:
             raise ValueError(f"motion modules need channels divisible by {self.NORM_GROUPS}, got {channels}")
-        self.norm = nn.GroupNorm(self.NORM_GROUPS, channels, eps=stock.norm.eps, affine=False)
-        self.norm.weight, self.norm.bias = stock.norm.weight, stock.norm.bias
+        self.norm = stock.norm
+        self.norm.num_groups = self.NORM_GROUPS
         self.proj_in = stock.proj_in
         self.transformer_blocks = stock.transformer_blocks
         self.proj_out = stock.proj_out
