@@ -1,0 +1,111 @@
+"""Tile sizes of the Triton kernels. This table decides them, nothing else does."""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Attention(NamedTuple):
+    queries: int  # rows of one program
+    keys: int  # rows of one step over the keys
+    warps: int
+    stages: int
+
+
+class Projection(NamedTuple):
+    rows: int  # tokens of one program
+    columns: int  # output channels of one program
+    depth: int  # input channels of one step
+    warps: int
+    stages: int
+
+
+# By chip and arithmetic; within those, by the largest head dimension that the tile serves.
+# Chosen by compiling ahead of time (no spills, see tests/kernels/golden); not timed.
+ATTENTION = {
+    ("sm_80", "half"): {
+        48: Attention(128, 64, 4, 3),
+        96: Attention(128, 64, 8, 3),
+        160: Attention(128, 32, 8, 3),
+        256: Attention(64, 32, 4, 2),
+    },
+    ("sm_90", "half"): {
+        48: Attention(128, 64, 8, 3),
+        96: Attention(128, 64, 8, 3),
+        160: Attention(128, 64, 8, 3),
+        256: Attention(128, 32, 8, 3),
+    },
+    ("sm_100", "half"): {
+        48: Attention(128, 64, 8, 3),
+        96: Attention(128, 64, 8, 3),
+        160: Attention(128, 64, 8, 3),
+        256: Attention(128, 32, 8, 3),
+    },
+    ("sm_80", "tf32"): {
+        48: Attention(64, 32, 4, 2),
+        96: Attention(64, 32, 4, 2),
+        160: Attention(64, 16, 4, 2),
+        256: Attention(32, 32, 4, 2),
+    },
+    ("sm_90", "tf32"): {
+        48: Attention(64, 32, 4, 2),
+        96: Attention(64, 32, 4, 2),
+        160: Attention(64, 32, 4, 2),
+        256: Attention(64, 16, 4, 2),
+    },
+    ("sm_100", "tf32"): {
+        48: Attention(64, 32, 4, 2),
+        96: Attention(64, 32, 4, 2),
+        160: Attention(64, 32, 4, 2),
+        256: Attention(64, 16, 4, 2),
+    },
+    ("sm_80", "ieee"): {
+        48: Attention(32, 32, 8, 2),
+        96: Attention(32, 32, 8, 2),
+        160: Attention(32, 32, 8, 2),
+        256: Attention(32, 16, 8, 2),
+    },
+    ("sm_90", "ieee"): {
+        48: Attention(32, 32, 8, 2),
+        96: Attention(32, 32, 8, 2),
+        160: Attention(32, 32, 8, 2),
+        256: Attention(32, 16, 8, 2),
+    },
+    ("sm_100", "ieee"): {
+        48: Attention(32, 32, 8, 2),
+        96: Attention(32, 32, 8, 2),
+        160: Attention(32, 32, 8, 2),
+        256: Attention(32, 16, 8, 2),
+    },
+}
+PROJECTION = {
+    ("sm_80", "half"): Projection(128, 64, 64, 8, 3),
+    ("sm_90", "half"): Projection(128, 64, 64, 4, 3),
+    ("sm_100", "half"): Projection(128, 64, 64, 4, 3),
+    ("sm_80", "tf32"): Projection(64, 64, 32, 4, 3),
+    ("sm_90", "tf32"): Projection(64, 64, 32, 4, 3),
+    ("sm_100", "tf32"): Projection(64, 64, 32, 4, 3),
+    ("sm_80", "ieee"): Projection(64, 32, 16, 4, 2),
+    ("sm_90", "ieee"): Projection(64, 32, 16, 4, 2),
+    ("sm_100", "ieee"): Projection(64, 32, 16, 4, 2),
+}
+MAX_HEAD_DIM = 256
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+CHIPS = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100"}
+
+
+def arithmetic(dtype: torch.dtype) -> str:
+    """What the matrix products of a dtype in DTYPES are made in; "tf32" only where PyTorch's own may be."""
+    if dtype != torch.float32:
+        return "half"
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def attention_tile(chip: str, arithmetic: str, head_dim: int) -> Attention:
+    """The tile for heads of `head_dim` channels, at most MAX_HEAD_DIM, on a chip named in CHIPS."""
+    rows = ATTENTION[chip, arithmetic]
+    return rows[min(limit for limit in rows if head_dim <= limit)]
+
+
+def projection_tile(chip: str, arithmetic: str) -> Projection:
+    return PROJECTION[chip, arithmetic]

@@ -1,0 +1,93 @@
+"""When the Triton backend is taken, what it says where it cannot run, and its kernels in Triton's interpreter."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from xdyna_kernels import reference_attention
+
+
+def inputs(D=8, dtype=torch.float32):
+    shapes = [(1, 2, 5, 2, D)] * 4 + [(1, 7, 2, D)] * 2 + [(12, 2 * D), (12,), (12, 2 * D), (12,)]
+    return [torch.randn(shape, dtype=dtype) for shape in shapes]
+
+
+def python(*arguments, **environment):
+    run = subprocess.run(
+        [sys.executable, *arguments], env=os.environ | environment, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="test_triton_parity.py itself runs on the GPU")
+def test_parity_in_the_interpreter():
+    """TRITON_INTERPRET is read when the kernels are imported, hence a process of its own."""
+    pytest.importorskip("triton")
+    out = python("-m", "pytest", "-q", str(Path(__file__).parent / "test_triton_parity.py"), TRITON_INTERPRET="1")
+    assert "passed" in out
+    assert "skipped" not in out
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (inputs(), "backend 'triton' needs an NVIDIA GPU, q is on cpu"),
+        (inputs(dtype=torch.float64), "backend 'triton' needs float16, bfloat16 or float32, q is torch.float64"),
+        (inputs(D=12), r"backend 'triton' needs heads of a multiple of 8 channels up to 256, q is \[1, 2, 5, 2, 12\]"),
+        (
+            inputs(D=264),
+            r"backend 'triton' needs heads of a multiple of 8 channels up to 256, q is \[1, 2, 5, 2, 264\]",
+        ),
+    ],
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_where_it_cannot_run_it_says_why(tensors, message, compiled):
+    call = torch.compile(reference_attention, backend="eager") if compiled else reference_attention
+    with pytest.raises(ValueError, match=message):
+        call(*tensors, backend="triton")
+
+
+def test_default_on_a_cpu_is_sdpa_and_says_so_once():
+    code = (
+        "import logging, torch; logging.basicConfig(level='DEBUG', format='%(name)s %(message)s')\n"
+        "from xdyna_kernels import reference_attention\n"
+        "x, r, w = torch.ones(1, 1, 2, 1, 8), torch.ones(1, 3, 1, 8), torch.ones(4, 8)\n"
+        "for _ in range(3): reference_attention(x, x, x, x, r, r, w, None, w, None)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    said = [line for line in run.stderr.splitlines() if line.startswith("xdyna_kernels")]
+    line = "reference attention takes 'sdpa': 'triton' needs an NVIDIA GPU, q is on cpu"
+    assert said == [f"xdyna_kernels.reference_attention {line}"]
+
+
+def test_default_compiles_into_one_graph():
+    tensors = inputs()
+    compiled = torch.compile(reference_attention, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*tensors), reference_attention(*tensors, backend="sdpa"))
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_triton_is_imported_only_when_it_is_used(installed):
+    hide = "" if installed else "sys.modules['triton'] = None\n"
+    python(
+        "-c",
+        f"import sys, torch\n{hide}from xdyna_kernels import reference_attention\n"
+        "x, r, w = torch.ones(1, 1, 2, 1, 8), torch.ones(1, 3, 1, 8), torch.ones(4, 8)\n"
+        "assert reference_attention(x, x, x, x, r, r, w, None, w, None).shape == (1, 1, 2, 4)\n"
+        "assert sys.modules.get('triton') is None\n"
+        "try: reference_attention(x, x, x, x, r, r, w, None, w, None, backend='triton')\n"
+        f"except ValueError as e: assert ('not installed' in str(e)) == {not installed}\n"
+        "else: sys.exit('no error')\n",
+    )
+
+
+def test_fake_tensors_need_no_kernel():
+    with torch._subclasses.FakeTensorMode():
+        tensors = [t.to(torch.float16) for t in inputs()]
+        out, lse = torch.ops.xdyna.reference_attention_triton(*tensors, None)
+    assert (out.shape, out.dtype) == ((1, 2, 5, 12), torch.float16)
+    assert (lse.shape, lse.dtype) == ((2, 4, 5), torch.float32)
