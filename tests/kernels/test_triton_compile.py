@@ -1,0 +1,63 @@
+"""The Triton kernels compiled for chips that are not here, and held to limits: see xdyna_kernels.ahead_of_time."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from xdyna_kernels import tiles
+from xdyna_kernels.ahead_of_time import attention_case, compile_cases, faults, projection_case, read_golden, table_cases
+
+GOLDEN = read_golden(Path(__file__).parent / "golden" / "compile.json")
+# bench/compile_report.py holds the whole table; here every tile of Hopper in half precision, and a sample of the rest.
+SAMPLE = [attention_case("sm_90", "half", D, even) for D in (40, 80, 160, 256) for even in (True, False)]
+SAMPLE += [projection_case("sm_90", "half", 320, even=True), projection_case("sm_90", "half", 72, even=False)]
+for chip in ("sm_80", "sm_100"):
+    SAMPLE += [attention_case(chip, "half", 40, even=True), attention_case(chip, "half", 160, even=False)]
+    SAMPLE += [projection_case(chip, "half", 320, even=True)]
+SAMPLE += [attention_case("sm_90", "tf32", 80, even=False), attention_case("sm_90", "ieee", 80, even=False)]
+SPILLING = attention_case("sm_90", "half", 40, even=True, tile=tiles.Attention(256, 128, 4, 3))
+PADDED = attention_case("sm_90", "half", 160, even=True)
+PADDED = replace(PADDED, constants=PADDED.constants | {"D0": 256, "D1": 0})
+IDLE = attention_case("sm_90", "ieee", 80, even=False)  # no tensor cores
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Figures by case name. One call, since each starts processes of its own."""
+    cases = {"spilling": SPILLING, "padded": PADDED} | {case.name: case for case in SAMPLE}
+    return dict(zip(cases, compile_cases(cases.values()), strict=True))
+
+
+def test_every_tile_is_recorded_without_a_fault():
+    cases = {case.name: case for case in table_cases()}
+    assert list(cases) == list(GOLDEN)
+    assert {name: faults(cases[name], found, found) for name, found in GOLDEN.items()} == {name: [] for name in GOLDEN}
+
+
+def test_compiled_kernels_keep_to_what_is_recorded(compiled):
+    wrong = {case.name: faults(case, compiled[case.name], GOLDEN[case.name]) for case in SAMPLE}
+    assert wrong == {case.name: [] for case in SAMPLE}
+
+
+def test_bad_kernels_do_not_pass(compiled):
+    spilling, padded, idle = compiled["spilling"], compiled["padded"], compiled[IDLE.name]
+    assert spilling.spills > 100
+    assert [line.split(":")[0] for line in faults(SPILLING, spilling, spilling)] == ["spills"]
+    assert "shared memory: 262144 bytes, sm_90 has 232448" in faults(PADDED, padded, padded)
+    assert faults(replace(IDLE, arithmetic="half"), idle, idle) == ["tensor cores: no HGMMA"]
+
+
+@pytest.mark.parametrize(("more", "passes"), [(8, True), (9, False)])
+def test_registers_may_grow_by_eight(more, passes):
+    case = attention_case("sm_90", "half", 40, even=True)
+    before = GOLDEN[case.name]
+    lines = faults(case, replace(before, registers=before.registers + more), before)
+    assert (lines == []) == passes
+
+
+def test_an_unrecorded_tile_does_not_pass():
+    case = attention_case("sm_90", "half", 40, even=True)
+    assert faults(case, GOLDEN[case.name], None) == ["not recorded: run bench/compile_report.py --update"]
