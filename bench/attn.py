@@ -1,7 +1,8 @@
 """Times reference attention against every other way to compute it, on this device: `uv run bench/attn.py`.
 
 Needs torch and triton and nothing else (nvidia-ml-py for clocks and matplotlib for --plot are used if they are
-there). Only what has passed parity against float64 is timed; a row that fails says FAIL and the exit code is 1.
+there). Only what has passed parity against float64 is timed; a row that fails says FAIL and the exit code is 1
+(as it is where nothing could be run).
 Without a GPU the CPU backends run on small shapes, and bench/compile_report.py tells what the compiler says.
 """
 
@@ -22,7 +23,7 @@ import roofline
 import torch
 from parity import Truth, Verdict
 from shapes import DIRECTIONS, DTYPES, LEVELS, SMALL_LEVELS, Shape, draw, work
-from timing import interleaved
+from timing import Call, interleaved
 from torch import Tensor
 
 COMPILE_REPORT = Path(__file__).with_name("compile_report.py")
@@ -42,7 +43,7 @@ class Plan:
     budget: float
 
 
-def judge(name: str, truth: Truth) -> tuple[Verdict | None, str, bool]:
+def judge(name: str, contender: opponents.Contender, truth: Truth) -> tuple[Verdict | None, str, bool]:
     """The verdict on a contender, or the reason why there is none and whether that is a failure.
 
     Anybody may lack memory, and a backend of ours may refuse a device or shape with a ValueError. Anything else
@@ -51,18 +52,20 @@ def judge(name: str, truth: Truth) -> tuple[Verdict | None, str, bool]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            return truth.judge(opponents.build(name)), "", False
+            return truth.judge(contender), "", False
         except torch.OutOfMemoryError:
             return None, "out of memory", False
         except Exception as error:
             failed = name in opponents.own_backends() and not isinstance(error, ValueError)
-            why = [str(error) or type(error).__name__, *(str(w.message) for w in caught)]
+            cause: BaseException = error
+            while cause.__cause__ is not None:  # compilers wrap it
+                cause = cause.__cause__
+            why = [str(cause) or type(cause).__name__, *(str(w.message) for w in caught)]
     # SDPA tells in warnings, one for every kernel, why it found none; the last are about the one that was wanted.
     return None, " | ".join(" ".join(text.split())[:160] for text in (why[:1] + why[-2:] if why[1:] else why)), failed
 
 
-def caller(name: str, direction: str, tensors: list[Tensor], grad: Tensor) -> Callable[[], object]:
-    contender = opponents.build(name)
+def caller(contender: opponents.Contender, direction: str, tensors: list[Tensor], grad: Tensor) -> Call:
     if direction == "forward":
         return torch.no_grad()(lambda: contender(*tensors))
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
@@ -76,9 +79,9 @@ def run_group(plan: Plan, shape: Shape, direction: str) -> tuple[list[dict], roo
     dtype = DTYPES[plan.dtype]
     tensors, grad = draw(shape, dtype, plan.device, plan.seed)
     truth = Truth(tensors, None if direction == "forward" else grad)
-    rows = []
-    for name in plan.names:
-        verdict, note, failed = judge(name, truth)
+    contenders, rows = {name: opponents.build(name) for name in plan.names}, []
+    for name, contender in contenders.items():
+        verdict, note, failed = judge(name, contender, truth)
         rows.append(attn_rows.row(shape, direction, plan.dtype, name, verdict, note))
         if failed:
             rows[-1]["status"] = "FAIL"
@@ -87,7 +90,7 @@ def run_group(plan: Plan, shape: Shape, direction: str) -> tuple[list[dict], roo
     if not (plan.repeats and passed):
         return rows, None
     probes = roofline.Probes(plan.device, dtype)
-    calls = probes.calls | {name: caller(name, direction, tensors, grad) for name in passed}
+    calls = probes.calls | {name: caller(contenders[name], direction, tensors, grad) for name in passed}
     times = interleaved(calls, plan.device, plan.repeats, plan.seed)
     roof = probes.read(times)
     for name, row in passed.items():
@@ -148,6 +151,9 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Plan]:
     parser.add_argument("--plot", type=Path, help="draw the roofline picture here (needs matplotlib)")
     options = parser.parse_args(arguments)
 
+    for path in (options.json, options.plot):
+        if path and not path.parent.is_dir():
+            parser.error(f"there is no folder {path.parent}")
     cuda = options.device == "cuda"
     if cuda and not torch.cuda.is_available():
         parser.error("there is no CUDA device")
@@ -200,7 +206,10 @@ def main(arguments: list[str] | None = None) -> int:
     failed = [row for row in record["rows"] if row["status"] == "FAIL"]
     if failed:
         print(f"\nFAIL: {len(failed)} of {len(record['rows'])} rows are wrong", file=sys.stderr)
-    return 1 if failed else 0
+    nothing = all(row["status"] != "ok" for row in record["rows"])
+    if nothing:
+        print("nothing could be run", file=sys.stderr)
+    return 1 if failed or nothing else 0
 
 
 if __name__ == "__main__":

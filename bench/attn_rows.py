@@ -9,7 +9,7 @@ from shapes import DIRECTIONS, LEVELS, Shape, Work
 from timing import Times
 
 HEADER = (
-    f"  {'backend':24}{'ms':>10}{'p20':>10}{'p80':>10}{'TFLOP/s':>9}{'of bound':>10}{'peak MiB':>10}"
+    f"  {'backend':27}{'ms':>10}{'p20':>10}{'p80':>10}{'TFLOP/s':>9}{'of bound':>10}{'peak MiB':>10}"
     f"{'error':>10}{'limit':>10}{'best opponent / it':>20}"
 )
 
@@ -55,7 +55,7 @@ def add_ratios(rows: list[dict]) -> None:
 
 def line(made: dict) -> str:
     """One line of the table. A row that failed shows no time, even if it has one."""
-    name = f"  {made['backend']:24}"
+    name = f"  {made['backend']:27}"
     if made["status"] != "ok":
         return f"{name}{made['status']}: {made['note']}"
     error = f"{made['error']:>10.1e}{made['limit']:>10.1e}"
@@ -92,7 +92,7 @@ def step_lines(totals: dict[str, dict[str, float]]) -> list[str]:
         lines.append(f"\nall {sum(LEVELS.values())} layers of a step, {direction}")
         best = sums.get("best opponents")
         for name, ms in sums.items():
-            lines.append(f"  {name:24}{ms:>10.2f}" + ("" if best is None else f"{best / ms:>10.3f} x best opponents"))
+            lines.append(f"  {name:27}{ms:>10.2f}" + ("" if best is None else f"{best / ms:>10.3f} x best opponents"))
     return lines
 
 

@@ -129,14 +129,14 @@ def _not_slower(before: Figure, after: Figure) -> str:
 
 def table(verdicts: list[Verdict]) -> str:
     """The verdicts for a person, those that fail last, where they are seen."""
-    lines = [f"{'shape, direction, dtype':55}{'backend':24}{'base':>26}{'head':>26}{'change':>10}  verdict"]
+    lines = [f"{'shape, direction, dtype':55}{'backend':27}{'base':>26}{'head':>26}{'change':>10}  verdict"]
     for verdict in sorted(verdicts, key=lambda v: v.fails):
         change = ""
         if verdict.base and verdict.head:
             change = f"{verdict.head.middle / verdict.base.middle - 1:+.1%}"
         place, backend = ", ".join(verdict.key[:-1]), verdict.key[-1]
         figures = f"{_show(verdict.base):>26}{_show(verdict.head):>26}{change:>10}"
-        lines.append(f"{place:55}{backend:24}{figures}  {verdict.text}")
+        lines.append(f"{place:55}{backend:27}{figures}  {verdict.text}")
     return "\n".join(lines)
 
 

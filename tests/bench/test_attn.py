@@ -165,8 +165,8 @@ def test_record_holds_what_readers_need(attn, tmp_path, capsys):
 
 def test_parity_only_and_spent_budgets_time_nothing(attn, tmp_path, capsys):
     path = tmp_path / "rows.json"
-    for arguments in (["--parity-only"], ["--budget", "0"]):
-        assert attn.main([*SMALL, *arguments, "--only", "sdpa,released", "--json", str(path)]) == 0
+    for arguments, code in ((["--parity-only"], 0), (["--budget", "0"], 1)):
+        assert attn.main([*SMALL, *arguments, "--only", "sdpa,released", "--json", str(path)]) == code
         assert "not timed" in capsys.readouterr().out
         assert all(row["ms"] is None for row in json.loads(path.read_text())["rows"])
 
@@ -192,6 +192,7 @@ def test_plot_without_matplotlib_says_so(attn, monkeypatch, tmp_path, capsys):
         (["--shape", "0x8"], "positive"),
         (["--repeats", "-1"], "positive"),
         (["--frames", "-1"], "positive"),
+        (["--json", "nowhere/rows.json"], "nowhere"),
     ],
 )
 def test_flags_that_make_no_sense(attn, capsys, arguments, words):
