@@ -5,6 +5,7 @@ import io
 import os
 import resource
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -16,7 +17,15 @@ from PIL import Image
 from safetensors import SafetensorError
 from xdyna_model.errors import InputError
 from xdyna_model.outputs import check_output, staged, staged_folder
-from xdyna_model.video import crop_and_resize, encode_video, frame_rate, iter_frames, read_frames, write_video
+from xdyna_model.video import (
+    check_length,
+    crop_and_resize,
+    encode_video,
+    frame_rate,
+    iter_frames,
+    read_frames,
+    write_video,
+)
 
 
 def moving_square(count: int = 12, height: int = 48, width: int = 64) -> np.ndarray:
@@ -84,9 +93,11 @@ def test_rotation_is_applied(tmp_path: Path, degrees: int, turns: int) -> None:
     assert np.abs(seen.astype(int) - wanted).mean() < 4
 
 
-def test_more_frames_than_there_are(video: Path) -> None:
+@pytest.mark.parametrize("ask", [read_frames, check_length])
+def test_more_frames_than_there_are(video: Path, ask: Callable[[Path, int], object]) -> None:
+    ask(video, 12)
     with pytest.raises(InputError) as error:
-        read_frames(video, 13)
+        ask(video, 13)
     assert "has 12 frames, 13 were asked for" in one_line(error, video)
 
 

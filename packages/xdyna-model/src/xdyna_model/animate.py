@@ -19,7 +19,7 @@ from xdyna_model.images import fit, read_reference
 from xdyna_model.job import Job, choose_size
 from xdyna_model.outputs import staged
 from xdyna_model.preview import contact_sheet, side_by_side
-from xdyna_model.video import encode_video
+from xdyna_model.video import check_length, encode_video
 
 if TYPE_CHECKING:
     from xdyna_model.pipeline import XDynaPipeline
@@ -38,6 +38,9 @@ def animate(job: Job, say: Say = print) -> None:
     device = choose_device(job.device)
     dtype = choose_dtype(job.dtype, device)
     photo = read_reference(job.photo)
+    if job.length is not None:  # before the minutes that a model and a detector can take
+        for path in job.videos.values():
+            check_length(path, job.length)
     with _progress() as stage:
         pipeline = load(job, device, dtype, say)
         height, width = choose_size(job, pipeline.default_height, pipeline.default_width)

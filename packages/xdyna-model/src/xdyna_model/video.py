@@ -48,7 +48,21 @@ def iter_frames(
         yield frame if size is None else fit(frame, *size)
         count += 1
     if num_frames is not None and count < num_frames:
-        raise InputError(f"{path}: has {count} frames, {num_frames} were asked for; ask for at most {count} frames")
+        raise _too_short(path, count, num_frames)
+
+
+def check_length(path: str | Path, num_frames: int) -> None:
+    """Raise at once what `iter_frames` would raise at the end of a video of fewer than `num_frames` frames.
+
+    Counts packets and decodes nothing, so damage is left for `iter_frames` to find. Raises InputError.
+    """
+    with _open(Path(path)) as container:
+        try:
+            count = sum(packet.size > 0 for packet in container.demux(video=0))
+        except av.FFmpegError:
+            return
+    if count < num_frames:
+        raise _too_short(path, count, num_frames)
 
 
 def frame_rate(path: str | Path) -> float:
@@ -163,6 +177,10 @@ def _promised_seconds(stream: VideoStream) -> float:
         return 3600 * float(hours) + 60 * float(minutes) + float(seconds)
     except ValueError:
         return 0.0
+
+
+def _too_short(path: str | Path, count: int, asked: int) -> InputError:
+    return InputError(f"{path}: has {count} frames, {asked} were asked for; ask for at most {count} frames")
 
 
 def _damaged(path: Path, count: int) -> InputError:
