@@ -118,7 +118,7 @@ def reference_attention(
         backend: "eager" (the mathematics line by line), "sdpa" (frames folded into the query axis), "triton" (two
             kernels; float16, bfloat16 or float32, D a multiple of 8 up to 256, an Ampere, Hopper or Blackwell data
             centre GPU; tensors whose strides are no multiples of 8 are copied first), or None: "triton" where it can
-            run, else "sdpa".
+            run and has been proven on the chip (`tiles.PROVEN`, empty so far), else "sdpa".
 
     Returns:
         [B, F, N, C] in the inputs' dtype.
@@ -140,6 +140,12 @@ def _choose(backend: str | None, q: Tensor) -> str:
     """ "triton" if it can run on tensors like `q`; else "sdpa", or ValueError if "triton" was asked for."""
     interpreted = backend == "triton" and q.device.type == "cpu" and _TRITON_INTERPRETED
     reason = _why_not_triton(q, interpreted)
+    if (
+        reason is None
+        and backend is None
+        and tiles.CHIPS[torch.cuda.get_device_capability(q.device)] not in tiles.PROVEN
+    ):
+        reason = "has not been proven on this chip; it can be asked for by name"
     if reason is None:
         return "triton"
     if backend == "triton":

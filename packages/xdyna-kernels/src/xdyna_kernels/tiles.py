@@ -92,6 +92,8 @@ PROJECTION = {
 MAX_HEAD_DIM = 256
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CHIPS = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100"}
+# Chips on which bench/gpu_run.sh has passed. On the others "triton" runs only where it is asked for by name.
+PROVEN: frozenset[str] = frozenset()
 
 
 def arithmetic(dtype: torch.dtype) -> str:
