@@ -213,7 +213,11 @@ def project_constants(tile: tiles.Projection, arithmetic: str, C: int, even: boo
 
 def readable(x: Tensor) -> Tensor:
     """`x` itself if the kernel can read it in place, else a copy: strides that are no multiples of 8, say."""
-    in_place = x.stride(-1) == 1 and not any(s % ALIGNMENT for s in x.stride()[:-1]) and x.data_ptr() % 16 == 0
+    *outer, channel = x.stride()
+    in_place = channel == 1 and x.data_ptr() % 16 == 0 and not any(s % ALIGNMENT for s in outer)
+    in_place = (
+        in_place and outer[-2] < 2**31
+    )  # the stride of tokens is 32 bits wide in the kernel, its products are not
     return x if in_place else x.clone(memory_format=torch.contiguous_format)
 
 
