@@ -2,7 +2,7 @@
 
 `attend` writes own and reference attention side by side, [B*F, N, 2*H*D]; `project` multiplies that by Wo and Wr and
 adds both biases and the residual. Between them they move 2*H*D channels per token through memory: keeping the
-projection inside the attention program spills registers at every tile (shared/design/kernels.md).
+projection inside the attention program spills registers at every tile.
 
 A head dimension is split into at most two powers of two (40 = 32 + 8 of 16) instead of padded to one, which saves a
 third of the matrix work at D = 40, 80 and 160. Integers are never specialised, so that the kernel that runs is the
