@@ -52,17 +52,18 @@ def test_formula(backend):
     seed=st.integers(0, 99),
 )
 def test_backends_agree_forward_and_backward(sizes, absent, seed):
+    # In float64: where N is 1 a derivative is exactly 0, and float32 would leave noise of any relative size.
     results = {}
     for name in BACKENDS:
         tensors = [
             None if n in absent else t
-            for n, t in zip(NAMES, inputs(**sizes, dtype=torch.float32, seed=seed, grad=True), strict=True)
+            for n, t in zip(NAMES, inputs(**sizes, dtype=torch.float64, seed=seed, grad=True), strict=True)
         ]
         out = reference_attention(*tensors, backend=name)
         given = [t for t in tensors if t is not None]
         results[name] = [out, *torch.autograd.grad(out.square().sum(), given)]
     for a, b in zip(results["eager"], results["sdpa"], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * max(1.0, a.abs().max().item()))
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
