@@ -172,6 +172,7 @@ def test_first_timestep_of_the_released_schedule(pipeline):
         ({"conditions": maps(2, 68, 64)}, "conditions are 64x68, expected multiples of 8"),
         ({"conditions": maps(2, 32, 64)}, "of at least 64 pixels"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"num_inference_steps": 1000}, "num_inference_steps is 1000, expected 1 to 999"),
         ({"window_size": 25}, "window_size is 25, expected 1 to 24"),
         ({"window_overlap": 16}, "overlap is 16"),
         ({"output_type": "mp4"}, "output_type is 'mp4'"),

@@ -50,9 +50,9 @@ def animate(
     frames: Annotated[
         int | None, typer.Option(min=1, help="Frames to make. Default: as many as the video has.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps.")] = 25,
+    steps: Annotated[int, typer.Option(min=1, max=999, help="Denoising steps.")] = 25,
     guidance: Annotated[
-        float, typer.Option(help="Weight of the photo's content; 1 turns guidance off, at half the cost.")
+        float, typer.Option(help="Classifier-free guidance; 1 and below turn it off, at half the cost.")
     ] = 7.5,
     width: Annotated[int | None, typer.Option(help="Width in pixels, a multiple of 8. Default: the model's.")] = None,
     height: Annotated[int | None, typer.Option(help="Height in pixels, a multiple of 8. Default: the model's.")] = None,

@@ -211,7 +211,7 @@ def _local_folder(source: str | Path) -> Path:
     try:
         return Path(XDynaPipeline.download(str(source)))
     except (OSError, ValueError) as error:
-        raise InputError(f"{source}: neither a folder nor a model on the hub: {_first_line(error)}") from error
+        raise InputError(f"{source}: no such folder, and the hub does not give it; check name and network") from error
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

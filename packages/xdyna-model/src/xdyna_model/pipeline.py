@@ -324,8 +324,9 @@ class XDynaPipeline(DiffusionPipeline):
             raise ValueError(
                 f"conditions are {width}x{height}, expected multiples of {factor} of at least {smallest} pixels"
             )
-        if steps < 1:
-            raise ValueError(f"num_inference_steps is {steps}, expected at least 1")
+        most = self.scheduler.config["num_train_timesteps"] - self.scheduler.config["steps_offset"]
+        if not 1 <= steps <= most:
+            raise ValueError(f"num_inference_steps is {steps}, expected 1 to {most}")
         if not 1 <= window_size <= longest:
             raise ValueError(f"window_size is {window_size}, expected 1 to {longest}, what the motion modules know")
         if output_type not in OUTPUT_TYPES:
