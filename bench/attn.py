@@ -6,14 +6,12 @@ there). Only what has passed parity against float64 is timed; a row that fails s
 Without a GPU the CPU backends run on small shapes, and bench/compile_report.py tells what the compiler says.
 """
 
-import argparse
 import json
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import attn_rows
@@ -21,26 +19,13 @@ import machine
 import opponents
 import roofline
 import torch
+from attn_flags import Plan, parse
 from parity import Truth, Verdict
-from shapes import DIRECTIONS, DTYPES, LEVELS, SMALL_LEVELS, Shape, draw, work
+from shapes import DTYPES, Shape, draw, work
 from timing import Call, interleaved
 from torch import Tensor
 
 COMPILE_REPORT = Path(__file__).with_name("compile_report.py")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be run."""
-
-    device: torch.device
-    dtype: str
-    shapes: list[Shape]
-    directions: tuple[str, ...]
-    names: tuple[str, ...]
-    repeats: int
-    seed: int
-    budget: float
 
 
 def judge(name: str, contender: opponents.Contender, truth: Truth) -> tuple[Verdict | None, str, bool]:
@@ -131,61 +116,10 @@ def run(plan: Plan, save: Callable[[dict], object]) -> dict:
     return record
 
 
-def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Plan]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = (*opponents.own_backends(), *opponents.OPPONENTS)
-    parser.add_argument("--shape", action="append", metavar="NxD", help="tokens x head channels; repeatable")
-    parser.add_argument("--batch", type=int, help="clips: 2 is guidance (2; 1 on a CPU)")
-    parser.add_argument("--frames", type=int, help="frames beside the reference (16; 4 on a CPU)")
-    parser.add_argument("--heads", type=int, default=8, help="(8)")
-    parser.add_argument("--direction", choices=DIRECTIONS, help="only this one")
-    parser.add_argument("--only", metavar="A,B", help=f"only these of {', '.join(known)}")
-    parser.add_argument("--dtype", choices=DTYPES, help="(bf16; fp32 on a CPU)")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, help="timed rounds (30; 11 on a CPU)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--budget", type=float, default=float("inf"), help="begin no table after so many seconds")
-    parser.add_argument("--parity-only", action="store_true", help="time nothing")
-    parser.add_argument("--no-compile-report", action="store_true", help="leave the compile report out on a CPU")
-    parser.add_argument("--json", type=Path, help="write rows and facts here, after every table")
-    parser.add_argument("--plot", type=Path, help="draw the roofline picture here (needs matplotlib)")
-    options = parser.parse_args(arguments)
-
-    for path in (options.json, options.plot):
-        if path and not path.parent.is_dir():
-            parser.error(f"there is no folder {path.parent}")
-    cuda = options.device == "cuda"
-    if cuda and not torch.cuda.is_available():
-        parser.error("there is no CUDA device")
-    names = (*opponents.own_backends(), *(opponents.OPPONENTS if cuda else opponents.CPU_OPPONENTS))
-    if options.only is not None:
-        names = tuple(options.only.split(","))
-        if unknown := sorted(set(names) - set(known)):
-            parser.error(f"--only: {', '.join(unknown)} is none of {', '.join(known)}")
-    levels = list(LEVELS if cuda else SMALL_LEVELS)
-    try:
-        levels = [(int(n), int(d)) for n, d in (text.split("x") for text in options.shape or ())] or levels
-    except ValueError:
-        parser.error("--shape: expected tokens x head channels, as in 7168x40")
-    given = (options.batch, options.frames, options.repeats)
-    usual = (2, 16, 30) if cuda else (1, 4, 11)
-    batch, frames, repeats = (u if g is None else g for g, u in zip(given, usual, strict=True))
-    if min(batch, frames, options.heads, repeats, *(size for level in levels for size in level)) < 1:
-        parser.error("shapes and --repeats must be positive")
-    return options, Plan(
-        torch.device(options.device),
-        options.dtype or ("bf16" if cuda else "fp32"),
-        [Shape(batch, 1 + frames, n, options.heads, d) for n, d in levels],
-        (options.direction,) if options.direction else DIRECTIONS,
-        names,
-        0 if options.parity_only else repeats,
-        options.seed,
-        options.budget,
-    )
-
-
 def main(arguments: list[str] | None = None) -> int:
-    options, plan = parse(arguments)
+    options, plan = parse(__doc__, arguments)
+    if plan.device.type == "cpu":
+        torch.set_num_threads(options.threads)
 
     def save(record: dict) -> None:
         if options.json:

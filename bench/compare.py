@@ -57,7 +57,7 @@ class Verdict:
 
 
 def read(path: Path) -> tuple[str, dict[Key, Row]]:
-    """The device and the rows of a file.
+    """The device (with the number of threads of a CPU) and the rows of a file.
 
     Raises:
         UnusableError: it cannot be read, or is not what `bench/attn.py --json` writes.
@@ -65,7 +65,7 @@ def read(path: Path) -> tuple[str, dict[Key, Row]]:
     try:
         record = json.loads(path.read_text())
         rows = {_key(row): _row(row) for row in record["rows"]}
-        device = str(record["machine"]["device"])
+        device = " ".join(str(record["machine"].get(fact, "")) for fact in ("device", "threads")).strip()
     except OSError as error:
         raise UnusableError(f"{path}: {error.strerror}") from error
     except ValueError as error:

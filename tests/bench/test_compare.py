@@ -167,6 +167,8 @@ def test_what_cannot_be_compared_is_refused(run, compare, tmp_path, capsys):
     other = record(0) | {"machine": {"device": "a GPU"}}
     assert run(record(0), other)[0] == 2
     assert run(record(0), other, "--ratio-to", "released")[0] == 0
+    two = record(0) | {"machine": {"device": "a CPU", "threads": 2}}
+    assert run(record(0), two)[0] == 2
     code, text = run(record(0), record(0), "--ratio-to", "unheard-of")
     assert code == 2
     assert "unheard-of" in text

@@ -1,0 +1,90 @@
+"""The flags of the attention bench, and the plan that they make."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import opponents
+import torch
+from shapes import DIRECTIONS, DTYPES, LEVELS, SMALL_LEVELS, Shape
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run."""
+
+    device: torch.device
+    dtype: str
+    shapes: list[Shape]
+    directions: tuple[str, ...]
+    names: tuple[str, ...]
+    repeats: int
+    seed: int
+    budget: float
+
+
+def parse(description: str | None, arguments: list[str] | None) -> tuple[argparse.Namespace, Plan]:
+    """The flags and the plan; ends the program with exit code 2 and the reason where they make no sense."""
+    parser = _parser(description)
+    options = parser.parse_args(arguments)
+    for path in (options.json, options.plot):
+        if path and not path.parent.is_dir():
+            parser.error(f"there is no folder {path.parent}")
+    cuda = options.device == "cuda"
+    if cuda and not torch.cuda.is_available():
+        parser.error("there is no CUDA device")
+    names = (*opponents.own_backends(), *(opponents.OPPONENTS if cuda else opponents.CPU_OPPONENTS))
+    if options.only is not None:
+        names = tuple(options.only.split(","))
+        if unknown := sorted(set(names) - set(_known())):
+            parser.error(f"--only: {', '.join(unknown)} is none of {', '.join(_known())}")
+    levels = _levels(parser, options.shape) or list(LEVELS if cuda else SMALL_LEVELS)
+    given = (options.batch, options.frames, options.repeats)
+    usual = (2, 16, 30) if cuda else (1, 4, 11)
+    batch, frames, repeats = (u if g is None else g for g, u in zip(given, usual, strict=True))
+    if min(batch, frames, options.heads, options.threads, repeats, *(size for level in levels for size in level)) < 1:
+        parser.error("shapes, --threads and --repeats must be positive")
+    return options, Plan(
+        torch.device(options.device),
+        options.dtype or ("bf16" if cuda else "fp32"),
+        [Shape(batch, 1 + frames, n, options.heads, d) for n, d in levels],
+        (options.direction,) if options.direction else DIRECTIONS,
+        names,
+        0 if options.parity_only else repeats,
+        options.seed,
+        options.budget,
+    )
+
+
+def _known() -> tuple[str, ...]:
+    return (*opponents.own_backends(), *opponents.OPPONENTS)
+
+
+def _levels(parser: argparse.ArgumentParser, shapes: list[str] | None) -> list[tuple[int, int]]:
+    try:
+        return [(int(tokens), int(channels)) for tokens, channels in (text.split("x") for text in shapes or ())]
+    except ValueError:
+        parser.error("--shape: expected tokens x head channels, as in 7168x40")
+
+
+def _parser(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", action="append", metavar="NxD", help="tokens x head channels; repeatable")
+    parser.add_argument("--batch", type=int, help="clips: 2 is guidance (2; 1 on a CPU)")
+    parser.add_argument("--frames", type=int, help="frames beside the reference (16; 4 on a CPU)")
+    parser.add_argument("--heads", type=int, default=8, help="(8)")
+    parser.add_argument("--direction", choices=DIRECTIONS, help="only this one")
+    parser.add_argument("--only", metavar="A,B", help=f"only these of {', '.join(_known())}")
+    parser.add_argument("--dtype", choices=DTYPES, help="(bf16; fp32 on a CPU)")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, help="timed rounds (30; 11 on a CPU)")
+    # On shared cores, threads wait for each other in some ways of computing more than in others: ratios then move by
+    # a factor of two with the load.
+    parser.add_argument("--threads", type=int, default=1, help="on a CPU; timed by the wall clock if more than one (1)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--budget", type=float, default=float("inf"), help="begin no table after so many seconds")
+    parser.add_argument("--parity-only", action="store_true", help="time nothing")
+    parser.add_argument("--no-compile-report", action="store_true", help="leave the compile report out on a CPU")
+    parser.add_argument("--json", type=Path, help="write rows and facts here, after every table")
+    parser.add_argument("--plot", type=Path, help="draw the roofline picture here (needs matplotlib)")
+    return parser
