@@ -5,6 +5,10 @@ explains: when HEAD's 20th percentile is beyond 1.05 times BASE's 80th. Exit cod
 from HEAD, or failed parity there; 2 if a file cannot be used.
 What passes within a spread so wide that a tenth more would pass, too, is not called the same.
 
+Given further pairs (BASE2.json HEAD2.json, taken in turns with the first), a row is slower only if it is in all of
+them. Of 108 rows of three runs of one commit on shared cores, one was slower in a single pair, so one pair alone
+would stop every sixth change or so for nothing.
+
 On a machine whose speed wanders, --ratio-to BACKEND compares each row's time as a multiple of that backend's row in
 the same run, round by round, so that what slows all of them down cancels out.
 """
@@ -13,12 +17,13 @@ import argparse
 import json
 import statistics
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 Key = tuple[str, str, str, str]  # shape, direction, dtype, backend
 ALLOWED = 0.05
+SLOWER = "SLOWER"
 VISIBLE = 0.10  # a row whose spread would hide more than this is not called the same
 
 
@@ -115,9 +120,26 @@ def compare(base: dict[Key, Row], head: dict[Key, Row]) -> list[Verdict]:
             text, fails = f"MISSING {new.note if new else ''}", True
         else:
             fails = after.low > (1 + ALLOWED) * before.high
-            text = "SLOWER" if fails else _not_slower(before, after)
+            text = SLOWER if fails else _not_slower(before, after)
         verdicts.append(Verdict(key, before, after, text.strip(), fails))
     return verdicts
+
+
+def confirm(pairs: list[list[Verdict]]) -> list[Verdict]:
+    """One verdict for every row of all pairs: slower only where all agree, missing or wrong where any says so."""
+    rows: dict[Key, list[Verdict]] = {}
+    for verdict in (verdict for pair in pairs for verdict in pair):
+        rows.setdefault(verdict.key, []).append(verdict)
+    return [_agreed(verdicts) for verdicts in rows.values()]
+
+
+def _agreed(verdicts: list[Verdict]) -> Verdict:
+    slower = [verdict for verdict in verdicts if verdict.text == SLOWER]
+    broken = [verdict for verdict in verdicts if verdict.fails and verdict.text != SLOWER]
+    fine = [verdict for verdict in verdicts if not verdict.fails]
+    if broken or not fine or not slower:
+        return (broken or slower or fine)[0]
+    return replace(fine[0], text=f"{fine[0].text}, slower in {len(slower)} of {len(verdicts)} pairs")
 
 
 def _not_slower(before: Figure, after: Figure) -> str:
@@ -171,22 +193,33 @@ def _show(figure: Figure | None) -> str:
     return f"{figure.middle:.4g} ({figure.low:.3g}..{figure.high:.3g})"
 
 
+def compare_files(base: Path, head: Path, unit: str | None) -> list[Verdict]:
+    """Verdicts on two files, as multiples of the backend `unit` if one is given.
+
+    Raises:
+        UnusableError: one of them cannot be used, or they do not compare.
+    """
+    (base_device, base_rows), (head_device, head_rows) = read(base), read(head)
+    if unit:
+        return compare(ratios(base, base_rows, unit), ratios(head, head_rows, unit))
+    if base_device != head_device:
+        raise UnusableError(f"times on {base_device} and on {head_device} do not compare; --ratio-to may")
+    return compare(base_rows, head_rows)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("base", type=Path, metavar="BASE.json")
-    parser.add_argument("head", type=Path, metavar="HEAD.json")
+    parser.add_argument("files", type=Path, nargs="+", metavar="BASE.json HEAD.json", help="one pair or more")
     parser.add_argument("--ratio-to", metavar="BACKEND", help="compare multiples of this backend's time in each run")
     options = parser.parse_args(arguments)
+    if len(options.files) % 2:
+        parser.error("files come in pairs: BASE.json HEAD.json")
+    pairs = zip(options.files[::2], options.files[1::2], strict=True)
     try:
-        (base_device, base), (head_device, head) = read(options.base), read(options.head)
-        if options.ratio_to:
-            base, head = ratios(options.base, base, options.ratio_to), ratios(options.head, head, options.ratio_to)
-        elif base_device != head_device:
-            raise UnusableError(f"times on {base_device} and on {head_device} do not compare; --ratio-to may")
+        verdicts = confirm([compare_files(base, head, options.ratio_to) for base, head in pairs])
     except UnusableError as error:
         print(error, file=sys.stderr)
         return 2
-    verdicts = compare(base, head)
     unit = f"multiples of {options.ratio_to}" if options.ratio_to else "milliseconds"
     print(f"{unit}, median (20th..80th percentile)\n{table(verdicts)}")
     failing = sum(verdict.fails for verdict in verdicts)

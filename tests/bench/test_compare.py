@@ -133,6 +133,25 @@ def test_new_rows_and_rows_never_timed_pass(run):
     assert "not timed" in text
 
 
+def test_further_pairs_must_agree(compare, tmp_path, capsys):
+    slower, lost = record(3, slower={"sdpa": 1.1}), record(3)
+    del lost["rows"][0]
+    files = {"base": record(0), "same": record(1), "slower": slower, "lost": lost}
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+
+    def code(*names):
+        return compare.main([str(tmp_path / name) for name in names])
+
+    assert code("base", "slower", "base", "slower") == 1
+    capsys.readouterr()
+    assert code("base", "slower", "base", "same") == code("base", "same", "base", "slower") == 0
+    assert "slower in 1 of 2 pairs" in capsys.readouterr().out
+    assert code("base", "lost", "base", "same") == code("base", "same", "base", "lost") == 1
+    with pytest.raises(SystemExit, match="2"):
+        code("base", "same", "base")
+
+
 @pytest.mark.parametrize(
     "broken",
     [
