@@ -1,7 +1,9 @@
 """The puppet world: what it says of its pictures is true of them."""
 
+import itertools
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from xdyna_train.puppets import (
@@ -157,6 +159,34 @@ def test_scenes_drift_as_they_say(kind: str, seed: int) -> None:
     stated = np.array(scene.flow(224)) * 2
     assert np.abs(stated).max() > 3
     assert np.abs(np.array(measured_shift(before, after)) - stated).max() <= 1.0
+
+
+@pytest.mark.parametrize("kind", DRIFTING)
+def test_the_flow_of_a_small_picture_is_the_stated_one(kind: str) -> None:
+    """What training at 112 x 64 has to learn must be there to be seen, by a measure that knows nothing of the world."""
+    measured, stated = [], []
+    for seed in range(4):
+        scene = Scene.sample(kind, np.random.default_rng(seed))
+        left, top, right, bottom = scene.window(HEIGHT, WIDTH)
+        grey = [
+            frame.rgb.mean(-1).astype(np.uint8) for frame in render_clip(scene, None, None, range(4), HEIGHT, WIDTH)
+        ]
+        for before, after in itertools.pairwise(grey):
+            flow = np.zeros((HEIGHT, WIDTH, 2), np.float32)
+            flow = cv2.calcOpticalFlowFarneback(before, after, flow, 0.5, 3, 9, 3, 5, 1.1, 0)
+            changed = np.abs(before.astype(int) - after) > 8
+            measured.append(np.median(flow[top:bottom, left:right][changed[top:bottom, left:right]], 0))
+        stated.append(scene.flow(HEIGHT))
+    found, truth = np.mean(measured, 0), np.mean(stated, 0)
+    assert 0.9 < np.linalg.norm(truth) < 3
+    assert np.linalg.norm(found - truth) < 0.25 * np.linalg.norm(truth)
+
+
+@pytest.mark.parametrize("kind", DRIFTING)
+def test_a_kind_drifts_one_way_at_one_speed(kind: str) -> None:
+    velocities = np.array([Scene.sample(kind, np.random.default_rng(seed)).velocity for seed in range(40)])
+    middle = velocities.mean(0)
+    assert np.linalg.norm(velocities - middle, axis=-1).max() < 0.13 * np.linalg.norm(middle)
 
 
 def test_the_room_stands_still_and_fireworks_do_not() -> None:

@@ -1,8 +1,22 @@
-"""Things that stand about in the scenes. Lengths in heights of the picture."""
+"""What scenes are made of, and the things that stand about in them. Lengths in heights of the picture."""
+
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from xdyna_train.puppet_strokes import Colour, Strokes, blend, hsv, outline, shade, smooth
+
+
+@dataclass
+class Place:
+    """gradient: the sky or wall as (level 0..1, r, g, b), downwards. glows: (x, y, radius in heights, colour,
+    strength 0..1). window: left, top, right, bottom in heights of what drifts between back and front."""
+
+    gradient: list[tuple[float, ...]]
+    back: Strokes = field(default_factory=Strokes)
+    glows: list[tuple[float, float, float, Colour, float]] = field(default_factory=list)
+    front: Strokes | None = None
+    window: tuple[float, float, float, float] = (-9.0, 0.0, 9.0, 1.0)
 
 
 def ridge(rng: np.random.Generator, half: float, level: float, rise: float, waves: float) -> np.ndarray:

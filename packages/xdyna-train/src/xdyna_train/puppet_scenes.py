@@ -8,20 +8,24 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from xdyna_train.puppet_places import PLACES
-from xdyna_train.puppet_sheets import SHEETS, falling_fireworks, ripples
+from xdyna_train.puppet_sheets import SHEETS, falling_fireworks, ripples, swaying_blades
 from xdyna_train.puppet_strokes import Layer, Strokes, supersampling
 
-KINDS = ("waterfall", "fireworks", "clouds", "rain", "ocean", "snow", "room")
-DRIFTING = ("waterfall", "clouds", "rain", "ocean", "snow")  # the kinds whose velocity is not zero
+KINDS = ("waterfall", "fireworks", "clouds", "rain", "snow", "ocean", "grass", "stars", "room")
 
-# Sideways and downwards speed as a part of the drawn speed, and the range of that, in heights a frame.
+# Velocity (right, down) in heights a frame: one way and nearly one speed for each kind, so that a still picture tells
+# how it goes on.
 _DRIFTS = {
-    "waterfall": (0.0, 1.0, 0.024, 0.036),
-    "clouds": (1.0, 0.0, 0.014, 0.026),
-    "rain": (-0.14, 1.0, 0.035, 0.05),
-    "ocean": (1.0, 0.0, 0.012, 0.022),
-    "snow": (0.3, 1.0, 0.012, 0.02),
+    "waterfall": (0.0, 0.0205),
+    "clouds": (0.0135, 0.0),
+    "rain": (-0.003, 0.0215),
+    "snow": (0.0036, 0.012),
+    "ocean": (-0.0135, 0.0),
+    "grass": (0.0145, 0.0),
+    "stars": (-0.009, 0.0),
 }
+_SPEED_RANGE = (0.9, 1.1)
+DRIFTING = tuple(_DRIFTS)  # the kinds whose velocity is not zero
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,8 @@ class Scene:
         seed = int(rng.integers(2**31))
         if kind not in _DRIFTS:
             return cls(kind, seed)
-        right, down, slow, fast = _DRIFTS[kind]
-        speed = float(rng.uniform(slow, fast))
-        if kind in ("clouds", "ocean"):
-            right *= 1.0 if rng.random() < 0.5 else -1.0
+        right, down = _DRIFTS[kind]
+        speed = float(rng.uniform(*_SPEED_RANGE))
         return cls(kind, seed, (right * speed, down * speed))
 
     def flow(self, height: int) -> tuple[float, float]:
@@ -136,6 +138,8 @@ def _backdrop(scene: Scene, height: int, width: int) -> _Backdrop:
         live = falling_fireworks(rng, width / height / 2)
     elif scene.kind == "rain":
         live = ripples(rng, width / height / 2)
+    elif scene.kind == "grass":
+        live = swaying_blades(rng, width / height / 2, scene.velocity[0])
     return _Backdrop(back, sheet, window, scene.flow(height), live, front)
 
 

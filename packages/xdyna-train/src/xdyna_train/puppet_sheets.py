@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from xdyna_train.puppet_strokes import Colour, Strokes, hsv, xy
+from xdyna_train.puppet_strokes import Colour, Strokes, hsv, smooth, xy
 
 Live = Callable[[float], Strokes]
 
@@ -33,39 +33,39 @@ def _clouds(rng: np.random.Generator, across: float, down: float) -> Strokes:
 
 
 def _waterfall(rng: np.random.Generator, across: float, down: float) -> Strokes:
-    """Streaks of falling water, light and deep."""
+    """Broad gushes of falling water, light and deep."""
     strokes = Strokes()
-    tones: list[Colour] = [(232, 246, 252, 255), (166, 208, 230, 255), (112, 172, 208, 255), (250, 254, 255, 255)]
-    for k in range(round(150 * across * down)):
+    tones: list[Colour] = [(232, 246, 252, 255), (150, 198, 224, 255), (98, 160, 200, 255), (250, 254, 255, 255)]
+    for k in range(round(130 * across * down)):
         x, y = rng.uniform(0, across), rng.uniform(0, down)
-        length, radius = rng.uniform(0.06, 0.2), rng.uniform(0.006, 0.019)
-        tone = tones[k % 4]
+        length, radius = rng.uniform(0.05, 0.13), rng.uniform(0.014, 0.027)
         for shift in (-down, 0.0):
-            strokes.capsule((x, y + shift), (x, y + shift + length), 0.5 * radius, radius, tone)
+            strokes.capsule((x, y + shift), (x, y + shift + length), 0.5 * radius, radius, tones[k % 4])
     return strokes
 
 
 def _rain(rng: np.random.Generator, across: float, down: float) -> Strokes:
+    """Heavy drops, short and thick, so that both their ends show how fast they fall."""
     strokes = Strokes()
-    for k in range(round(75 * across * down)):
+    for k in range(round(34 * across * down)):
         x, y = rng.uniform(0, across), rng.uniform(0, down)
         near = k % 3 == 0
-        length = rng.uniform(0.06, 0.1) if near else rng.uniform(0.03, 0.06)
-        radius, fill = (0.0034, (214, 228, 246, 235)) if near else (0.0022, (168, 188, 216, 190))
+        length, radius = (0.075, 0.0135) if near else (0.055, 0.0105)
+        fill = (214, 228, 246, 225) if near else (172, 192, 220, 190)
         for shift in (-down, 0.0):
             for side in (0.0, across):
                 start = (x + side, y + shift)
-                strokes.capsule(start, (start[0] - 0.14 * length, start[1] + length), 0.4 * radius, radius, fill)
+                strokes.capsule(start, (start[0] - 0.14 * length, start[1] + length), 0.25 * radius, radius, fill)
     return strokes
 
 
 def _snow(rng: np.random.Generator, across: float, down: float) -> Strokes:
     strokes = Strokes()
-    for k in range(round(105 * across * down)):
+    for k in range(round(46 * across * down)):
         x, y = rng.uniform(0, across), rng.uniform(0, down)
         near = k % 3 == 0
-        radius = rng.uniform(0.008, 0.013) if near else rng.uniform(0.004, 0.007)
-        fill = (255, 255, 255, 255) if near else (226, 234, 248, 235)
+        radius = rng.uniform(0.018, 0.025) if near else rng.uniform(0.0125, 0.016)
+        fill = (255, 255, 255, 255) if near else (214, 224, 242, 255)
         for shift_y in (-down, 0.0, down):
             for shift_x in (-across, 0.0, across):
                 strokes.ellipse((x + shift_x, y + shift_y), radius, radius, fill)
@@ -98,20 +98,65 @@ def _ocean(rng: np.random.Generator, across: float, down: float) -> Strokes:
             y = top + (0.012 + 0.022 * near)
             half = 0.02 + 0.03 * near
             strokes.capsule(
-                (glint, y), (min(glint + half, across - 0.01), y), 0.002, 0.003, (*hsv(hue, 0.4, 0.85), 255)
+                (glint, y), (min(glint + half, across - 0.01), y), 0.004, 0.006, (*hsv(hue, 0.4, 0.85), 255)
             )
     return strokes
 
 
-SHEETS = {"clouds": _clouds, "waterfall": _waterfall, "rain": _rain, "snow": _snow, "ocean": _ocean}
+def _grass(rng: np.random.Generator, across: float, down: float) -> Strokes:
+    """Gusts of wind: patches of bowed grass that catch the light, each before a dark one; the near ones larger."""
+    strokes = Strokes()
+    gust = smooth(np.array([(-1.15, 0.12), (-0.1, -0.36), (1.15, -0.12), (0.1, 0.36)]))
+    for row, level in enumerate(np.linspace(0.06, 0.95, 6)):
+        size = 0.05 + 0.06 * level
+        count = max(3, round(across / (5.0 * size)))
+        for k in range(count):
+            x = across * (k + 0.5 * (row % 2) + rng.uniform(-0.2, 0.2)) / count
+            y, wide = (level + rng.uniform(-0.02, 0.02)) * down, size * rng.uniform(0.8, 1.2)
+            for shift in (-across, 0.0, across):
+                for behind, fill in ((1.0, (16, 56, 30, 72)), (0.0, (250, 255, 190, 130))):
+                    strokes.polygon(gust * (1.3 * wide, size) + xy(x + shift - behind * wide, y), fill)
+    return strokes
+
+
+def _stars(rng: np.random.Generator, across: float, down: float) -> Strokes:
+    """Large stars; every third has four points and a halo."""
+    strokes = Strokes()
+    tones: list[Colour] = [(255, 252, 236), (255, 226, 176), (206, 222, 255)]
+    star = np.array(
+        [(1.0 if k % 2 == 0 else 0.42) * xy(np.cos(k * np.pi / 4), np.sin(k * np.pi / 4)) for k in range(8)]
+    )
+    for k in range(round(56 * across * down)):
+        # Spread evenly: the golden section across, by chance downwards.
+        centre = np.array([across * ((0.618 * k + rng.uniform(-0.03, 0.03)) % 1.0), rng.uniform(0, down)])
+        size, tone = rng.uniform(0.011, 0.015), tones[k % 3]
+        for shift in (-across, 0.0, across):
+            at = centre + xy(shift, 0)
+            if k % 3 == 0:
+                strokes.ellipse(at, 2.1 * size, 2.1 * size, (*tone, 60))
+                strokes.polygon(at + 1.9 * size * star, (*tone, 255))
+            else:
+                strokes.ellipse(at, size, size, (*tone, 255))
+    return strokes
+
+
+SHEETS = {
+    "clouds": _clouds,
+    "waterfall": _waterfall,
+    "rain": _rain,
+    "snow": _snow,
+    "ocean": _ocean,
+    "grass": _grass,
+    "stars": _stars,
+}
 
 
 def falling_fireworks(rng: np.random.Generator, half: float) -> Live:
     """Rockets that burst one after another for ever. half: half the picture's width in heights."""
-    period, count = 24.0, 7
-    hues, wide = rng.random(count), rng.uniform(0.17, 0.25, count)
-    x = (np.linspace(-0.8, 0.8, count)[rng.permutation(count)] + rng.uniform(-0.1, 0.1, count)) * half
-    y, turn = rng.uniform(0.13, 0.36, count), rng.uniform(0, 6.3, count)
+    period, count = 24.0, 4
+    hues, wide = rng.random(count), rng.uniform(0.27, 0.33, count)
+    x = (np.linspace(-0.6, 0.6, count)[rng.permutation(count)] + rng.uniform(-0.1, 0.1, count)) * half
+    y, turn = rng.uniform(0.18, 0.36, count), rng.uniform(0, 6.3, count)
     start = np.arange(count) * period / count + rng.uniform(0, 2, count)
 
     def at(t: float) -> Strokes:
@@ -120,7 +165,7 @@ def falling_fireworks(rng: np.random.Generator, half: float) -> Live:
             age = (t - start[k]) % period
             if age < 4:  # the rocket climbs
                 tip = np.array([x[k], 0.72 + (y[k] - 0.72) * (age / 4) ** 0.8])
-                strokes.capsule(tip + xy(0, 0.05), tip, 0.001, 0.005, (*hsv(hues[k], 0.25, 1.0), 220))
+                strokes.capsule(tip + xy(0, 0.07), tip, 0.004, 0.014, (*hsv(hues[k], 0.25, 1.0), 220))
             elif age < 17:
                 _burst(strokes, np.array([x[k], y[k]]), age - 4, hues[k], wide[k], turn[k])
         return strokes
@@ -136,13 +181,13 @@ def _burst(strokes: Strokes, centre: np.ndarray, age: float, hue: float, wide: f
     if age < 5:
         strokes.ellipse(centre, 0.6 * reach, 0.6 * reach, (*hsv(hue, 0.5, 1.0), round(46 * (1 - age / 5))))
     sink = np.array([0.0, 0.0006 * age**2])
-    for ring, spokes, shift in ((1.0, 14, 0.0), (0.58, 9, 0.08)):
+    for ring, spokes, shift in ((1.0, 9, 0.0), (0.55, 6, 0.08)):
         for spoke in turn + np.arange(spokes) * 2 * np.pi / spokes:
             way = np.array([np.cos(spoke), np.sin(spoke)]) * ring
             colour = hsv(hue + shift, 0.55, 1.0)
             inner, outer = centre + tail * way + 0.9 * sink, centre + reach * way + sink
-            strokes.capsule(inner, outer, 0.001, 0.0048, (*colour, round(255 * fade)))
-            strokes.ellipse(outer, 0.0075 * fade, 0.0075 * fade, (*hsv(hue + shift, 0.15, 1.0), round(255 * fade)))
+            strokes.capsule(inner, outer, 0.004, 0.012, (*colour, round(255 * fade)))
+            strokes.ellipse(outer, 0.018 * fade, 0.018 * fade, (*hsv(hue + shift, 0.15, 1.0), round(255 * fade)))
 
 
 def ripples(rng: np.random.Generator, half: float) -> Live:
@@ -159,6 +204,29 @@ def ripples(rng: np.random.Generator, half: float) -> Live:
             angle = np.linspace(0, 2 * np.pi, 25)
             ring = np.stack([np.cos(angle), 0.32 * np.sin(angle)], -1) * size + (x[k], y[k])
             strokes.line(ring, 0.003, (186, 204, 230, round(190 * (1 - age))))
+        return strokes
+
+    return at
+
+
+def swaying_blades(rng: np.random.Generator, half: float, speed: float) -> Live:
+    """Tall grass in front that bows as the gusts run past. speed: theirs, to the right, in heights a frame."""
+    count, wave = 44, 0.45  # wave: from gust to gust, in heights
+    x, y = np.linspace(-half - 0.04, half + 0.04, count), rng.uniform(0.93, 1.03, count)
+    tall, wide = rng.uniform(0.13, 0.2, count), rng.uniform(0.013, 0.018, count)
+    hue = rng.uniform(0.24, 0.32)
+    fills = [hsv(hue + rng.uniform(-0.02, 0.02), 0.58, rng.uniform(0.4, 0.7)) for _ in range(count)]
+    order = np.argsort(y).tolist()  # the near ones last
+
+    def at(t: float) -> Strokes:
+        strokes = Strokes()
+        bow = tall * (0.3 + 0.3 * np.sin(2 * np.pi * (x - speed * t) / wave))  # [count]
+        spine = [(x, y), (x + 0.3 * bow, y - 0.6 * tall), (x + bow, y - tall)]
+        (foot_x, foot_y), (bend_x, bend_y), (tip_x, tip_y) = spine
+        right = [foot_x + wide, bend_x + 0.7 * wide, tip_x, bend_x - 0.7 * wide, foot_x - wide]
+        blades = np.stack([np.stack(right, -1), np.stack([foot_y, bend_y, tip_y, bend_y, foot_y], -1)], -1)
+        for k in order:
+            strokes.polygon(blades[k], fills[k])
         return strokes
 
     return at
