@@ -72,17 +72,7 @@ def _reference_identity() -> Identity:
 
 def _dancer() -> Identity:
     # Another person of the same build: the skeleton is drawn over the reference as it is, without fitting.
-    body, looks = _reference_identity(), Identity.sample(np.random.default_rng(_DANCER_SEED))
-    return replace(
-        looks,
-        head=body.head,
-        chin=body.chin,
-        torso=body.torso,
-        arm=body.arm,
-        leg=body.leg,
-        shoulder=body.shoulder,
-        hip=body.hip,
-    )
+    return Identity.sample(np.random.default_rng(_DANCER_SEED)).with_build_of(_reference_identity())
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Who a puppet is: its colours, clothes, hair and proportions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -76,4 +76,17 @@ class Identity:
             mouth=float(rng.uniform(0.85, 1.15)),
             nose=float(rng.uniform(0.8, 1.25)),
             brow=float(rng.uniform(0.7, 1.3)),
+        )
+
+    def with_build_of(self, other: "Identity") -> "Identity":
+        """The same looks on the other's skeleton: in one pose, both have their joints and the head in one place."""
+        return replace(
+            self,
+            head=other.head,
+            chin=other.chin,
+            torso=other.torso,
+            arm=other.arm,
+            leg=other.leg,
+            shoulder=other.shoulder,
+            hip=other.hip,
         )
