@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
@@ -90,8 +91,19 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float, crf:
         encode_video(draft, frames, fps, crf)
 
 
-def encode_video(path: Path, frames: Iterable[np.ndarray], fps: float, crf: float = 16) -> None:
-    """`write_video` into a file that may be left behind half-written. Raises OSError and ValueError (no frames)."""
+def encode_video(
+    path: Path,
+    frames: Iterable[np.ndarray],
+    fps: float,
+    crf: float = 16,
+    keyframe_every: int | None = None,
+    pix_fmt: Literal["yuv420p", "yuv444p"] = "yuv420p",
+) -> None:
+    """`write_video` into a file that may be left behind half-written. Raises OSError and ValueError (no frames).
+
+    keyframe_every: frames from one key frame to the next, at most; a reader that jumps decodes so many in vain. None
+    leaves it to x264 (250). pix_fmt: "yuv444p" keeps all of the colour, which not every player shows.
+    """
     with av.open(f"file:{path}", "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream: VideoStream | None = None
         rate = Fraction(fps).limit_denominator(1001)
@@ -100,9 +112,11 @@ def encode_video(path: Path, frames: Iterable[np.ndarray], fps: float, crf: floa
             if stream is None:
                 stream = container.add_stream("libx264", rate)
                 stream.height, stream.width = frame.shape[:2]
-                _configure(stream, crf)
+                _configure(stream, crf, pix_fmt)
+                if keyframe_every is not None:
+                    stream.codec_context.gop_size = keyframe_every
             rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24")
-            picture = rgb.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+            picture = rgb.reformat(format=pix_fmt, dst_colorspace=Colorspace.ITU709)
             picture.pts, picture.time_base = index, 1 / rate
             container.mux(stream.encode(picture))
         if stream is None:
@@ -110,8 +124,8 @@ def encode_video(path: Path, frames: Iterable[np.ndarray], fps: float, crf: floa
         container.mux(stream.encode(None))
 
 
-def _configure(stream: VideoStream, crf: float) -> None:
-    stream.pix_fmt = "yuv420p"
+def _configure(stream: VideoStream, crf: float, pix_fmt: str) -> None:
+    stream.pix_fmt = pix_fmt
     # x264's macroblock tree reads memory that it has not set in pictures a few dozen pixels wide: same frames, other
     # bytes, in one run of ten.
     stream.options = {"crf": str(crf), "preset": "medium", "mbtree": "0"}
