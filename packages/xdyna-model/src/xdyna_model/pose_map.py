@@ -6,6 +6,7 @@ finger bones lines three pixels wide. At other heights these sizes scale with th
 """
 
 import colorsys
+from functools import lru_cache
 
 import numpy as np
 
@@ -89,48 +90,63 @@ def draw_pose(person: Person | None, height: int, width: int) -> np.ndarray:
     return picture
 
 
-def _pixels(points: np.ndarray) -> dict[int, np.ndarray]:
+def _pixels(points: np.ndarray) -> dict[int, tuple[float, float]]:
     """The whole pixels of the points that were found, by index."""
     found = np.isfinite(points).all(axis=1) & (points[:, 2] >= MIN_CONFIDENCE)
-    return {int(i): np.floor(points[i, :2].astype(np.float64)) for i in np.flatnonzero(found)}
+    whole = np.floor(points[found, :2].astype(np.float64)).tolist()
+    return {index: (x, y) for index, (x, y) in zip(np.flatnonzero(found).tolist(), whole, strict=True)}
 
 
+# A figure is a hundred small shapes, so their cost is that of the calls: plain numbers and few arrays.
 def _window(
-    picture: np.ndarray, a: np.ndarray, b: np.ndarray, margin: float
+    picture: np.ndarray, a: tuple[float, float], b: tuple[float, float], margin: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The part of the picture around a and b, as a view, with the x and the y of its pixels."""
     height, width, _ = picture.shape
-    (left, top), (right, bottom) = np.minimum(a, b) - margin, np.maximum(a, b) + margin
-    x0, x1 = (int(np.clip(v, 0, width)) for v in (left, right + 1))
-    y0, y1 = (int(np.clip(v, 0, height)) for v in (top, bottom + 1))
-    y, x = np.ogrid[y0:y1, x0:x1]
-    return picture[y0:y1, x0:x1], x, y
+    x0, x1 = _within(min(a[0], b[0]) - margin, width), _within(max(a[0], b[0]) + margin + 1, width)
+    y0, y1 = _within(min(a[1], b[1]) - margin, height), _within(max(a[1], b[1]) + margin + 1, height)
+    return picture[y0:y1, x0:x1], np.arange(x0, x1), np.arange(y0, y1)[:, None]
 
 
-def _fill_disc(picture: np.ndarray, centre: np.ndarray, radius: float, colour: tuple[int, int, int]) -> None:
-    view, x, y = _window(picture, centre, centre, radius)
-    view[(x - centre[0]) ** 2 + (y - centre[1]) ** 2 <= radius**2] = colour
+def _within(value: float, size: int) -> int:
+    return int(min(max(value, 0.0), size))
+
+
+@lru_cache(maxsize=8)
+def _disc(reach: int, radius: float) -> np.ndarray:
+    """[2 reach + 1, 2 reach + 1] bool: what lies within radius of the middle."""
+    offset = np.arange(-reach, reach + 1)
+    return offset**2 + offset[:, None] ** 2 <= radius**2
+
+
+def _fill_disc(picture: np.ndarray, centre: tuple[float, float], radius: float, colour: tuple[int, int, int]) -> None:
+    reach = int(radius)
+    view, x, y = _window(picture, centre, centre, reach)
+    if view.size:
+        left, top = int(x[0] - centre[0]) + reach, int(y[0, 0] - centre[1]) + reach
+        view[_disc(reach, radius)[top : top + len(y), left : left + len(x)]] = colour
 
 
 def _fill_ellipse(
-    picture: np.ndarray, a: np.ndarray, b: np.ndarray, half_width: float, colour: tuple[int, int, int]
+    picture: np.ndarray, a: tuple[float, float], b: tuple[float, float], half_width: float, colour: tuple[int, int, int]
 ) -> None:
     """The ellipse whose long axis runs from a to b."""
     view, x, y = _window(picture, a, b, half_width)
-    centre, axis = (a + b) / 2, b - a
-    half_length = max(np.hypot(*axis) / 2, 1.0)
-    along_x, along_y = axis / (2 * half_length)
-    u = (x - centre[0]) * along_x + (y - centre[1]) * along_y
-    v = (y - centre[1]) * along_x - (x - centre[0]) * along_y
+    centre_x, centre_y = (a[0] + b[0]) / 2, (a[1] + b[1]) / 2
+    axis_x, axis_y = b[0] - a[0], b[1] - a[1]
+    half_length = max(float(np.hypot(axis_x, axis_y)) / 2, 1.0)
+    along_x, along_y = axis_x / (2 * half_length), axis_y / (2 * half_length)
+    u = (x - centre_x) * along_x + (y - centre_y) * along_y
+    v = (y - centre_y) * along_x - (x - centre_x) * along_y
     view[(u / half_length) ** 2 + (v / half_width) ** 2 <= 1] = colour
 
 
 def _fill_line(
-    picture: np.ndarray, a: np.ndarray, b: np.ndarray, half_width: float, colour: tuple[int, int, int]
+    picture: np.ndarray, a: tuple[float, float], b: tuple[float, float], half_width: float, colour: tuple[int, int, int]
 ) -> None:
     """All that lies within half_width of the segment from a to b."""
     view, x, y = _window(picture, a, b, half_width)
-    axis = b - a
-    t = ((x - a[0]) * axis[0] + (y - a[1]) * axis[1]) / max(float(axis @ axis), 1.0)
-    t = np.clip(t, 0, 1)
-    view[(x - a[0] - t * axis[0]) ** 2 + (y - a[1] - t * axis[1]) ** 2 <= half_width**2] = colour
+    axis_x, axis_y = b[0] - a[0], b[1] - a[1]
+    t = ((x - a[0]) * axis_x + (y - a[1]) * axis_y) / max(axis_x * axis_x + axis_y * axis_y, 1.0)
+    t = np.minimum(np.maximum(t, 0), 1)
+    view[(x - a[0] - t * axis_x) ** 2 + (y - a[1] - t * axis_y) ** 2 <= half_width**2] = colour
