@@ -21,7 +21,7 @@ class Projection(NamedTuple):
 
 
 # By chip and arithmetic; within those, by the largest head dimension that the tile serves.
-# Chosen by compiling ahead of time (no spills, see tests/kernels/golden); not timed.
+# Chosen by compiling ahead of time (no spills, see tests/kernels/golden), and by timing where TIMED says so.
 ATTENTION = {
     ("sm_80", "half"): {
         48: Attention(128, 64, 4, 3),
@@ -89,6 +89,8 @@ PROJECTION = {
     ("sm_90", "ieee"): Projection(64, 32, 16, 4, 2),
     ("sm_100", "ieee"): Projection(64, 32, 16, 4, 2),
 }
+# By chip and arithmetic: device, day and commit of the `bench/attn.py --tune` that chose the tiles above.
+TIMED: dict[tuple[str, str], str] = {}
 MAX_HEAD_DIM = 256
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CHIPS = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100"}
