@@ -1,8 +1,10 @@
 """The Dynamics-Adapter: what every frame takes from the reference in spatial self-attention (X-Dyna, Section 3.2)."""
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from einops import rearrange
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ class DynamicsAdapter(nn.Module):
         super().__init__()
         self.layout = layout
         self.backend: str | None = None  # of `reference_attention`; None is the best one there is
+        self.packed: bool | None = None  # q, k, v, q' from one product, where `packable` allows it; None is on a GPU
         like = {"dtype": attn.to_q.weight.dtype, "device": attn.to_q.weight.device}
         self.to_q_ref = nn.Linear(attn.query_dim, attn.inner_dim, bias=False, **like)
         self.to_out_ref = nn.Linear(attn.inner_dim, attn.out_dim, **like)
@@ -50,19 +53,47 @@ class DynamicsAdapter(nn.Module):
         def heads(x: Tensor) -> Tensor:
             return rearrange(x, "(b f) n (h d) -> b f n h d", f=self.layout.num_frames, h=attn.heads)
 
-        to_k, to_v, to_out = cast(tuple[nn.Linear, ...], (attn.to_k, attn.to_v, attn.to_out[0]))  # pyright: ignore[reportOptionalSubscript]
-        k, v = heads(to_k(hidden_states)), heads(to_v(hidden_states))
+        to_q, to_k, to_v, to_out = cast(tuple[nn.Linear, ...], (attn.to_q, attn.to_k, attn.to_v, attn.to_out[0]))  # pyright: ignore[reportOptionalSubscript]
+        q, k, v, q_ref = map(heads, self._project(hidden_states, [to_q, to_k, to_v, self.to_q_ref]))
         out = reference_attention(
-            heads(attn.to_q(hidden_states)),
+            q,
             k,
             v,
-            heads(self.to_q_ref(hidden_states)),
+            q_ref,
             k[:, 0],
             v[:, 0],
-            to_out.weight,
-            to_out.bias,
-            self.to_out_ref.weight,
-            self.to_out_ref.bias,
+            # Under autocast the layers make q in half precision while the weights stay as they are.
+            *(None if x is None else x.to(q.dtype) for x in (to_out.weight, to_out.bias)),
+            *(x.to(q.dtype) for x in (self.to_out_ref.weight, self.to_out_ref.bias)),
             backend=self.backend,
         )
         return rearrange(out, "b f n c -> (b f) n c")
+
+    def _project(self, x: Tensor, layers: list[nn.Linear]) -> Sequence[Tensor]:
+        """What each layer makes of `x` [B*F, N, C]; packed, they are views of one tensor [B*F, N, 4*C].
+
+        One product reads `x` once instead of four times, which a GPU feels. A CPU does not: there, stacking the
+        weights costs more than it saves (0.97 to 1.23 of the separate products' time at the denoiser's four levels).
+        """
+        if (x.is_cuda if self.packed is None else self.packed) and packable(layers):
+            return F.linear(x, torch.cat([layer.weight for layer in layers])).chunk(len(layers), dim=-1)
+        return [layer(x) for layer in layers]
+
+
+def packable(layers: Sequence[nn.Module]) -> bool:
+    """Whether one product with the stacked weights does all that the layers do, and nothing more.
+
+    Not for what only looks like a linear layer (LoRA, quantised or sharded weights), nor for layers with a hook of
+    their own (offloading). Stacked anew in each call, the weights may change in place, move, or be exchanged. Where
+    some weights are trained and others frozen, the product's backward would compute derivatives of all.
+    """
+    kinds = set()
+    for layer in layers:
+        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        if type(layer) is not nn.Linear or layer.bias is not None or type(layer.weight) not in (nn.Parameter, Tensor):
+            return False
+        if "forward" in layer.__dict__ or any(getattr(layer, name) for name in hooks):
+            return False
+        weight = layer.weight
+        kinds.add((weight.shape, weight.dtype, weight.device, weight.requires_grad and torch.is_grad_enabled()))
+    return len(kinds) == 1
