@@ -89,8 +89,9 @@ PROJECTION = {
     ("sm_90", "ieee"): Projection(64, 32, 16, 4, 2),
     ("sm_100", "ieee"): Projection(64, 32, 16, 4, 2),
 }
-# By chip and arithmetic: device, day and commit of the `bench/attn.py --tune` that chose the tiles above.
-TIMED: dict[tuple[str, str], str] = {}
+# Table, chip, arithmetic and head dimension (None for projections) of a tile: the device, day and commit of the
+# `bench/attn.py --tune` that chose it.
+TIMED: dict[tuple[str, str, str, int | None], str] = {}
 MAX_HEAD_DIM = 256
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CHIPS = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100"}
