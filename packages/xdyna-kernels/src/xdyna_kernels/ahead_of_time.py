@@ -84,10 +84,11 @@ def table_cases() -> Iterator[Case]:
 def compile_cases(cases: Iterable[Case]) -> list[Figures]:
     """Figures of each case, compiled in processes of their own; about a second each, less from Triton's cache."""
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(_compile, cases))
+        return list(pool.map(compile_case, cases))
 
 
-def _compile(case: Case) -> Figures:
+def compile_case(case: Case) -> Figures:
+    """Figures of one case, compiled in this process."""
     kernel = KERNELS[case.kernel]
     signature, attributes = {}, {}
     for position, name in enumerate(kernel.arg_names):
