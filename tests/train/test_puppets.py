@@ -6,6 +6,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+from xdyna_model.face_map import draw_face
 from xdyna_train.puppets import (
     DRIFTING,
     KINDS,
@@ -14,6 +15,7 @@ from xdyna_train.puppets import (
     PuppetFrame,
     Scene,
     render_clip,
+    render_face,
     render_frame,
     sample_clip,
 )
@@ -209,6 +211,19 @@ def test_a_motion_drives_any_identity() -> None:
     assert gap.max() < 0.12 * HEIGHT
     both = first.mask & second.mask
     assert np.abs(first.rgb[both].astype(int) - second.rgb[both]).mean() > 20
+
+
+@pytest.mark.parametrize("size", [(112, 64), (224, 128)])
+def test_a_face_map_hardly_tells_the_quick_drawing_from_the_whole_one(size: tuple[int, int]) -> None:
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        scene, identity, motion = Scene.sample("room", rng), Identity.sample(rng), Motion.sample(rng)
+        for t in (0.0, 4.0, 9.0):
+            frame = render_frame(scene, identity, motion, t, *size)
+            rgb, person = render_face(scene, identity, motion, t, *size)
+            (patches, whole), (quick_patches, quick) = draw_face(frame.rgb, frame.person), draw_face(rgb, person)
+            assert np.array_equal(patches, quick_patches)
+            assert (whole != quick).any(-1).sum() < 0.01 * whole.any(-1).sum()  # a strip at the hips
 
 
 def test_a_scene_may_keep_its_own_time() -> None:

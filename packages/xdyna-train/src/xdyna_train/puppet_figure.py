@@ -11,13 +11,14 @@ from xdyna_train.puppet_strokes import Colour, Strokes, outline, shade, xy
 LINE = 0.0035  # width of the drawn line around every part, in heights
 
 
-def draw_figure(identity: Identity, skeleton: Skeleton, pose: Pose) -> Strokes:
-    """The whole puppet, from the back to the front."""
+def draw_figure(identity: Identity, skeleton: Skeleton, pose: Pose, legs: bool = True) -> Strokes:
+    """The whole puppet, from the back to the front; without legs and skirt where legs is False."""
     strokes = Strokes()
     draw_back_hair(strokes, identity, skeleton, pose)
-    _draw_legs(strokes, identity, skeleton)
-    if identity.bottom == "skirt":
-        _draw_skirt(strokes, identity, skeleton, pose)
+    if legs:
+        _draw_legs(strokes, identity, skeleton)
+        if identity.bottom == "skirt":
+            _draw_skirt(strokes, identity, skeleton, pose)
     _limb(strokes, [skeleton.neck, skeleton.head], [0.3 * identity.head] * 2, identity.skin)
     _draw_torso(strokes, identity, skeleton)
     draw_head(strokes, identity, skeleton, pose)

@@ -6,7 +6,7 @@ import numpy as np
 from xdyna_model.errors import InputError
 
 from xdyna_train.clips import Example, Kind
-from xdyna_train.puppets import KINDS, Identity, Motion, Scene, render_clip, render_frame
+from xdyna_train.puppets import KINDS, Identity, Motion, Scene, render_clip, render_face, render_frame
 
 # The reference shows a moment at most so many frames away, about two beats of a dance, or the figure at rest.
 _REFERENCE_REACH = 20.0
@@ -18,7 +18,7 @@ class PuppetSource:
 
     The reference shows the scene one frame before frame 0 and the figure in another pose, so the water of the frames
     goes on from the water of the reference. The face frames show someone else with the same build, pose and
-    expression, in a room.
+    expression, in a room, as far as a face map shows of it.
     """
 
     def __init__(self, height: int, width: int, scene_kinds: Sequence[str] = KINDS) -> None:
@@ -52,7 +52,7 @@ class PuppetSource:
         reference = render_frame(scene, identity, shown, moment, *self._size, scene_t=start)
         times = [start + k for k in range(1, num_frames + 1)]
         frames = render_clip(scene, identity, motion, times, *self._size)
-        faces = render_clip(room, other, motion, times, *self._size)
+        faces = [render_face(room, other, motion, t, *self._size) for t in times]
         return Example(
             name=f"{scene.kind}-{scene.seed}",
             kind="human",
@@ -60,8 +60,8 @@ class PuppetSource:
             frames=np.stack([frame.rgb for frame in frames]),
             persons=tuple(frame.person for frame in frames),
             masks=np.stack([frame.mask for frame in frames]),
-            face_frames=np.stack([face.rgb for face in faces]),
-            face_persons=tuple(face.person for face in faces),
+            face_frames=np.stack([rgb for rgb, _ in faces]),
+            face_persons=tuple(person for _, person in faces),
         )
 
     def _empty(self, scene: Scene, start: float, num_frames: int) -> Example:

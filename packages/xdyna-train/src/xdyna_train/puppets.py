@@ -32,6 +32,7 @@ __all__ = [
     "PuppetFrame",
     "Scene",
     "render_clip",
+    "render_face",
     "render_frame",
     "sample_clip",
 ]
@@ -87,6 +88,20 @@ def render_frame(
     mask = np.asarray(cover) > 127
     box = _face_box(skeleton, height, width)
     return PuppetFrame(np.array(picture), mask, _person(skeleton, height, width), box, pose.expression, scene.kind)
+
+
+def render_face(
+    scene: Scene, identity: Identity, motion: Motion, t: float, height: int, width: int
+) -> tuple[np.ndarray, Person]:
+    """What of `render_frame` a face map is cut from: no legs and no shadow, for the map ends at the hips.
+
+    Returns [H, W, 3] uint8 RGB, and the figure's points as in `PuppetFrame`.
+    """
+    picture = scene.render(t, height, width)
+    pose = motion.at(t)
+    skeleton = pose_skeleton(identity, pose)
+    draw_figure(identity, skeleton, pose, legs=False).layer(height, width).onto(picture)
+    return np.array(picture), _person(skeleton, height, width)
 
 
 def render_clip(
