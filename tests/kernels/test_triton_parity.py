@@ -122,14 +122,24 @@ def side_by_side(tensors, dtype):
     return torch.cat(parts, -1).view(B * F, N, 2 * H * D)
 
 
-def test_log_sum_exp():
-    q, k, v, q_ref, k_ref, v_ref = inputs(B=2, N=37, M=35, D=16)[:6]
+@pytest.mark.parametrize("D", [16, 40])  # at 40 the matrix product sums the weights
+@pytest.mark.parametrize("logits", ["usual", "far below zero", "huge"])
+def test_log_sum_exp(D, logits):
+    q, k, v, q_ref, k_ref, v_ref = inputs(N=37, M=35, D=D)[:6]
+    if logits == "far below zero":  # every one below -100, where exp is 0 in float16
+        q, q_ref, k, k_ref = 4 * q.abs() + 4, 4 * q_ref.abs() + 4, -4 * k.abs() - 4, -4 * k_ref.abs() - 4
+    elif logits == "huge":
+        q, q_ref = 1e4 * q, 1e4 * q_ref
     with poisoned():
-        _, lse = attend(q, k, v, q_ref, k_ref, v_ref, 0.25)
-    own = torch.einsum("bfnhd, bfmhd -> bfhnm", q, k)
-    ref = torch.einsum("bfnhd, bmhd -> bfhnm", q_ref, k_ref)
-    expected = torch.cat([(0.25 * x).logsumexp(-1) for x in (own, ref)], 2).flatten(0, 1)  # [B*F, 2*H, N]
-    torch.testing.assert_close(lse, expected)
+        both, lse = attend(q, k, v, q_ref, k_ref, v_ref, 0.25)
+    own = 0.25 * torch.einsum("bfnhd, bfmhd -> bfhnm", q, k)
+    ref = 0.25 * torch.einsum("bfnhd, bmhd -> bfhnm", q_ref, k_ref)
+    assert logits != "far below zero" or max(own.max(), ref.max()) < -100
+    torch.testing.assert_close(lse, torch.cat([x.logsumexp(-1) for x in (own, ref)], 2).flatten(0, 1))  # [B*F, 2*H, N]
+    own = torch.einsum("bfhnm, bfmhd -> bfnhd", own.softmax(-1), v)
+    ref = torch.einsum("bfhnm, bmhd -> bfnhd", ref.softmax(-1), v_ref)
+    expected = torch.cat([own, ref], 3).flatten(3).flatten(0, 1)  # [B*F, N, 2*H*D]
+    torch.testing.assert_close(both, expected, rtol=1e-4, atol=1e-5 if logits == "usual" else 1e-3)
 
 
 def test_packed_projection_is_read_in_place():
