@@ -3,11 +3,11 @@
 Needs torch and triton and nothing else (nvidia-ml-py for clocks and matplotlib for --plot are used if they are
 there). Only what has passed parity against float64 is timed; a row that fails says FAIL and the exit code is 1
 (as it is where nothing could be run).
-Without a GPU the CPU backends run on small shapes, and bench/compile_report.py tells what the compiler says.
+Without a GPU the CPU backends run on small shapes, the model's shapes are shown as not timed, and the compiler tells
+what it makes of the kernels. --tune chooses the tiles of the kernels on a GPU, by timing.
 """
 
 import json
-import subprocess
 import sys
 import time
 import warnings
@@ -24,8 +24,7 @@ from parity import Truth, Verdict
 from shapes import DTYPES, Shape, draw, work
 from timing import Call, interleaved
 from torch import Tensor
-
-COMPILE_REPORT = Path(__file__).with_name("compile_report.py")
+from xdyna_kernels import tiles
 
 
 def judge(name: str, contender: opponents.Contender, truth: Truth) -> tuple[Verdict | None, str, bool]:
@@ -90,7 +89,7 @@ def run(plan: Plan, save: Callable[[dict], object]) -> dict:
     facts = machine.facts(plan.device)
     print(f"{facts['device']}, commit {facts['commit']}, {facts['versions']}, seed {plan.seed}")
     record = {"machine": facts, "samples": [machine.sample(plan.device)], "roofline": None}
-    record |= {"repeats": plan.repeats, "seed": plan.seed, "rows": [], "step": {}}
+    record |= {"repeats": plan.repeats, "seed": plan.seed, "rows": [], "step": []}
     best = None
     for direction in plan.directions:
         for shape in plan.shapes:
@@ -111,9 +110,56 @@ def run(plan: Plan, save: Callable[[dict], object]) -> dict:
             record["samples"].append(machine.sample(plan.device))
             record["step"] = attn_rows.step(record["rows"])
             save(record)
+    record["rows"] += absent(plan)
+    record["step"] = attn_rows.step(record["rows"])
+    save(record)
     print(*attn_rows.step_lines(record["step"]), sep="\n")
     print(f"device: {record['samples'][0]} at first, {record['samples'][-1]} at last")
     return record
+
+
+def absent(plan: Plan) -> list[dict]:
+    """Rows of the model's shapes for every contender, not timed; prints one line for each table."""
+    names = (*opponents.own_backends(), *opponents.OPPONENTS)
+    rows = []
+    if plan.absent:
+        print()
+    for direction in plan.directions:
+        for shape in plan.absent:
+            rows += attn_rows.absent(shape, direction, "bf16", names)
+            print(f"{direction}, {shape}, bf16: not timed, there is no GPU ({len(names)} rows)")
+    return rows
+
+
+def compiled() -> None:
+    """Prints what the compiler says for a GPU that is not here."""
+    try:
+        import compile_report  # imports triton
+    except ImportError as error:
+        print(f"\nthe kernels were not compiled: {error}")
+        return
+    print("\nwhat the compiler says for a GPU that is not here (all of it: bench/compile_report.py)", flush=True)
+    compile_report.summary()
+
+
+def tuned(plan: Plan, dtype: str | None, save: Callable[[dict], object]) -> int:
+    """Chooses tiles and writes them; returns the exit code."""
+    import tune
+
+    half, single = [("half", "fp16" if dtype == "fp16" else "bf16")], [("tf32", "fp32"), ("ieee", "fp32")]
+    dtypes = half + single if dtype is None else single if dtype == "fp32" else half
+    chip = tiles.CHIPS.get(torch.cuda.get_device_capability(plan.device))
+    path = Path(tiles.__file__)
+    if chip is None:
+        print(f"--tune: {path} has no row of this chip to start from; add one to every table", file=sys.stderr)
+        return 1
+    try:
+        tune.tune(plan, chip, dtypes, path, save)
+    except (tune.TuneError, OSError) as error:
+        print(f"--tune: {error}", file=sys.stderr)
+        return 1
+    print(f"\n{path} is written. Now record what it compiles to: bench/compile_report.py --update")
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -125,6 +171,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.json:
             options.json.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
 
+    if options.tune:
+        return tuned(plan, options.dtype, save)
     record = run(plan, save)
     if options.plot and record["roofline"] is None:
         print("--plot: no picture, nothing was timed", file=sys.stderr)
@@ -133,10 +181,8 @@ def main(arguments: list[str] | None = None) -> int:
             roofline.plot(options.plot, roofline.Roofline(**record["roofline"]), record["rows"])
         except ImportError:
             print("--plot: no picture, matplotlib is not installed", file=sys.stderr)
-    if plan.device.type == "cpu" and not options.no_compile_report and COMPILE_REPORT.exists():
-        # The half-precision kernels of one chip: all of the report takes minutes.
-        print("\nwhat the compiler says for a GPU that is not here (all of it: bench/compile_report.py)", flush=True)
-        subprocess.run([sys.executable, str(COMPILE_REPORT), "--only", "sm_90 half"], check=False)
+    if plan.device.type == "cpu" and not options.no_compile_report:
+        compiled()
     failed = [row for row in record["rows"] if row["status"] == "FAIL"]
     if failed:
         print(f"\nFAIL: {len(failed)} of {len(record['rows'])} rows are wrong", file=sys.stderr)

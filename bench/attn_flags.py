@@ -6,7 +6,7 @@ from pathlib import Path
 
 import opponents
 import torch
-from shapes import DIRECTIONS, DTYPES, LEVELS, SMALL_LEVELS, Shape
+from shapes import DIRECTIONS, DTYPES, LEVELS, MIDDLE_LEVELS, SMALL_LEVELS, Shape
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class Plan:
     device: torch.device
     dtype: str
     shapes: list[Shape]
+    absent: list[Shape]  # levels that only a GPU could time, to be shown as such
     directions: tuple[str, ...]
     names: tuple[str, ...]
     repeats: int
@@ -30,15 +31,15 @@ def parse(description: str | None, arguments: list[str] | None) -> tuple[argpars
     for path in (options.json, options.plot):
         if path and not path.parent.is_dir():
             parser.error(f"there is no folder {path.parent}")
+    if options.tune and not (torch.cuda.is_available() and options.device == "cuda"):
+        parser.exit(1, "--tune needs a GPU: tiles are chosen by timing them, and there is none here\n")
     cuda = options.device == "cuda"
     if cuda and not torch.cuda.is_available():
         parser.error("there is no CUDA device")
-    names = (*opponents.own_backends(), *(opponents.OPPONENTS if cuda else opponents.CPU_OPPONENTS))
-    if options.only is not None:
-        names = tuple(options.only.split(","))
-        if unknown := sorted(set(names) - set(_known())):
-            parser.error(f"--only: {', '.join(unknown)} is none of {', '.join(_known())}")
-    levels = _levels(parser, options.shape) or list(LEVELS if cuda else SMALL_LEVELS)
+    rivals = opponents.OPPONENTS if cuda else opponents.CPU_OPPONENTS
+    names = _names(parser, options.only) or (*opponents.own_backends(), *rivals)
+    levels = _levels(parser, options.shape) or list(LEVELS if cuda else MIDDLE_LEVELS if options.full else SMALL_LEVELS)
+    whole = not (cuda or options.shape or options.only or options.parity_only)
     given = (options.batch, options.frames, options.repeats)
     usual = (2, 16, 30) if cuda else (1, 4, 11)
     batch, frames, repeats = (u if g is None else g for g, u in zip(given, usual, strict=True))
@@ -48,6 +49,7 @@ def parse(description: str | None, arguments: list[str] | None) -> tuple[argpars
         torch.device(options.device),
         options.dtype or ("bf16" if cuda else "fp32"),
         [Shape(batch, 1 + frames, n, options.heads, d) for n, d in levels],
+        [Shape(2, 17, n, 8, d) for n, d in LEVELS] if whole else [],
         (options.direction,) if options.direction else DIRECTIONS,
         names,
         0 if options.parity_only else repeats,
@@ -58,6 +60,15 @@ def parse(description: str | None, arguments: list[str] | None) -> tuple[argpars
 
 def _known() -> tuple[str, ...]:
     return (*opponents.own_backends(), *opponents.OPPONENTS)
+
+
+def _names(parser: argparse.ArgumentParser, only: str | None) -> tuple[str, ...]:
+    """The contenders that --only names, in its order; none if it was not given."""
+    groups = {"own": opponents.own_backends(), "kernels": opponents.kernels()}
+    names = [] if only is None else [name for word in only.split(",") for name in groups.get(word, (word,))]
+    if unknown := sorted(set(names) - set(_known())):
+        parser.error(f"--only: {', '.join(unknown)} is none of {', '.join((*groups, *_known()))}")
+    return tuple(dict.fromkeys(names))
 
 
 def _levels(parser: argparse.ArgumentParser, shapes: list[str] | None) -> list[tuple[int, int]]:
@@ -74,9 +85,11 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--frames", type=int, help="frames beside the reference (16; 4 on a CPU)")
     parser.add_argument("--heads", type=int, default=8, help="(8)")
     parser.add_argument("--direction", choices=DIRECTIONS, help="only this one")
-    parser.add_argument("--only", metavar="A,B", help=f"only these of {', '.join(_known())}")
+    parser.add_argument("--only", metavar="A,B", help=f"of {', '.join(_known())}; own and kernels are groups")
     parser.add_argument("--dtype", choices=DTYPES, help="(bf16; fp32 on a CPU)")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--full", action="store_true", help="on a CPU, the larger levels that its baseline has")
+    parser.add_argument("--tune", action="store_true", help="choose tiles on this GPU and write them to tiles.py")
     parser.add_argument("--repeats", type=int, help="timed rounds (30; 11 on a CPU)")
     # On shared cores, threads wait for each other in some ways of computing more than in others: ratios then move by
     # a factor of two with the load.

@@ -1,6 +1,7 @@
 """Rows of the attention bench: what becomes of parity and times, and how a person reads them."""
 
 import math
+from collections.abc import Iterable
 
 from opponents import OPPONENTS
 from parity import Verdict
@@ -8,6 +9,7 @@ from roofline import Roofline
 from shapes import DIRECTIONS, LEVELS, Shape, Work
 from timing import Times
 
+BEST = "best opponents"
 HEADER = (
     f"  {'backend':27}{'ms':>10}{'p20':>10}{'p80':>10}{'TFLOP/s':>9}{'of bound':>10}{'peak MiB':>10}"
     f"{'error':>10}{'limit':>10}{'best opponent / it':>20}"
@@ -15,7 +17,8 @@ HEADER = (
 
 
 def row(shape: Shape, direction: str, dtype: str, backend: str, verdict: Verdict | None, note: str = "") -> dict:
-    """A row that has not been timed. status: "ok", "FAIL", or "not available" with the reason in `note`."""
+    """A row that has not been timed. status: "ok", "FAIL", or "not available" with the reason in `note`
+    (or "not timed", see `absent`)."""
     made = {"shape": shape.as_dict(), "direction": direction, "dtype": dtype, "backend": backend}
     made |= {"opponent": backend in OPPONENTS, "status": "not available", "note": note, "error": None, "limit": None}
     made |= dict.fromkeys(("ms", "ms_p20", "ms_p80", "samples_ms", "tflops", "bound_share", "bound_by", "peak_mib"))
@@ -69,31 +72,52 @@ def line(made: dict) -> str:
     )
 
 
-def step(rows: list[dict]) -> dict[str, dict[str, float]]:
-    """direction -> contender -> milliseconds of all 16 attention layers of a denoiser step, for contenders timed at
-    every level; "best opponents" takes the best of each level, which no single opponent may be."""
-    totals = {}
+def step(rows: list[dict]) -> list[dict]:
+    """All 16 attention layers of a denoiser step, for every direction and contender with a row at every level of the
+    model: the sum of ms, None if a level was not timed, and its ratio to the best opponents. These take the best of
+    each level, which no single opponent may be."""
+    found = []
     for direction in DIRECTIONS:
-        mine = [r for r in rows if r["direction"] == direction and r["ms"] is not None]
-        level = {(name, (r["shape"]["N"], r["shape"]["D"])): r["ms"] for r in mine for name in [r["backend"]]}
-        for r in mine:
-            if r["opponent"]:
-                key = "best opponents", (r["shape"]["N"], r["shape"]["D"])
-                level[key] = min(level.get(key, math.inf), r["ms"])
-        names = [name for name in dict.fromkeys(n for n, _ in level) if all((name, at) in level for at in LEVELS)]
-        if names:
-            totals[direction] = {n: sum(count * level[n, at] for at, count in LEVELS.items()) for n in names}
-    return totals
-
-
-def step_lines(totals: dict[str, dict[str, float]]) -> list[str]:
-    lines = []
-    for direction, sums in totals.items():
-        lines.append(f"\nall {sum(LEVELS.values())} layers of a step, {direction}")
-        best = sums.get("best opponents")
+        level = {}
+        for made in (row for row in rows if row["direction"] == direction):
+            at = made["shape"]["N"], made["shape"]["D"]
+            level[made["backend"], at] = made["ms"]
+            if made["opponent"] and made["ms"] is not None:
+                level[BEST, at] = min(level.get((BEST, at), math.inf), made["ms"])
+        whole = [name for name in dict.fromkeys(n for n, _ in level) if all((name, at) in level for at in LEVELS)]
+        sums = {name: _weighted([(level[name, at], layers) for at, layers in LEVELS.items()]) for name in whole}
+        best = sums.get(BEST)
         for name, ms in sums.items():
-            lines.append(f"  {name:27}{ms:>10.2f}" + ("" if best is None else f"{best / ms:>10.3f} x best opponents"))
+            ratio = None if best is None or ms is None else best / ms
+            found.append({"direction": direction, "backend": name, "ms": ms, "ratio": ratio})
+    return found
+
+
+def _weighted(parts: list[tuple[float | None, int]]) -> float | None:
+    timed = [ms * count for ms, count in parts if ms is not None]
+    return sum(timed) if len(timed) == len(parts) else None
+
+
+def step_lines(steps: list[dict]) -> list[str]:
+    lines = []
+    for direction in dict.fromkeys(made["direction"] for made in steps):
+        mine = [made for made in steps if made["direction"] == direction]
+        title = f"\nall {sum(LEVELS.values())} layers of a step, {direction}"
+        if all(made["ms"] is None for made in mine):
+            lines.append(f"{title}: not timed")
+            continue
+        lines.append(f"{title}\n  {'backend':27}{'ms':>10}{'best opponents / it':>21}")
+        for made in mine:
+            ms = "not timed" if made["ms"] is None else f"{made['ms']:.2f}"
+            ratio = "-" if made["ratio"] is None else f"{made['ratio']:.3f}"
+            lines.append(f"  {made['backend']:27}{ms:>10}{ratio:>21}")
     return lines
+
+
+def absent(shape: Shape, direction: str, dtype: str, names: Iterable[str]) -> list[dict]:
+    """Rows of a shape that nothing here can time."""
+    status = {"status": "not timed", "note": "there is no GPU"}
+    return [row(shape, direction, dtype, name, None) | status for name in names]
 
 
 def _finite(value: float) -> float | None:

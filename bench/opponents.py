@@ -31,6 +31,11 @@ def own_backends() -> tuple[str, ...]:
     return tuple(getattr(contract, "NAMES", contract.BACKENDS))
 
 
+def kernels() -> tuple[str, ...]:
+    """Those of them that are kernels of the package's own."""
+    return tuple(name for name in own_backends() if name not in xdyna_kernels.BACKENDS)
+
+
 def build(name: str) -> Contender:
     """The contender of that name. Compiled ones compile when first called."""
     if name in own_backends():

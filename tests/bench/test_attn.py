@@ -6,6 +6,7 @@ What needs a GPU is run here against stand-ins for it, as far as that goes.
 import builtins
 import importlib
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -207,9 +208,57 @@ def test_step_counts_layers_and_best_opponents(load):
         for n, d in load("shapes").LEVELS
         for name, ms in (("sdpa", 1.0), ("flex", 2.0 if n > 1000 else 4.0), ("released", 3.0))
     ]
-    sums = load("attn_rows").step(rows)["forward"]
-    assert sums == {"sdpa": 16, "flex": 10 * 2 + 6 * 4, "released": 48, "best opponents": 10 * 2 + 6 * 3}
-    assert load("attn_rows").step(rows[:-3]) == {}
+    attn_rows = load("attn_rows")
+    sums = {made["backend"]: (made["ms"], made["ratio"]) for made in attn_rows.step(rows)}
+    best = 10 * 2 + 6 * 3
+    flex = 10 * 2 + 6 * 4
+    assert sums == {
+        "sdpa": (16, best / 16),
+        "flex": (flex, best / flex),
+        "released": (48, best / 48),
+        "best opponents": (best, 1),
+    }
+    assert attn_rows.step(rows[:-3]) == []  # a level is missing
+    rows[0] |= {"ms": None}
+    first, *others = attn_rows.step(rows)
+    assert (first["backend"], first["ms"], first["ratio"]) == ("sdpa", None, None)
+    assert all(made["ms"] for made in others)
+    assert "not timed" in attn_rows.step_lines([first, *others])[1]
+
+
+def test_shapes_that_only_a_gpu_could_time_are_shown_as_not_timed(attn, monkeypatch, tmp_path, capsys):
+    flags = importlib.import_module("attn_flags")
+    monkeypatch.setattr(flags, "SMALL_LEVELS", ((20, 8),))
+    path = tmp_path / "rows.json"
+    arguments = ["--device", "cpu", "--frames", "1", "--repeats", "1", "--no-compile-report", "--json", str(path)]
+    assert attn.main(arguments) == 0
+    text, record = capsys.readouterr().out, json.loads(path.read_text())
+    shapes, names = importlib.import_module("shapes"), (*attn.opponents.own_backends(), *attn.opponents.OPPONENTS)
+    absent = [row for row in record["rows"] if row["status"] == "not timed"]
+    levels = {(row["shape"]["N"], row["shape"]["D"], row["direction"], row["backend"]) for row in absent}
+    assert levels == {(n, d, x, name) for n, d in shapes.LEVELS for x in shapes.DIRECTIONS for name in names}
+    assert all(row["ms"] is row["error"] is row["ratio"] is None for row in absent)
+    assert text.count("not timed, there is no GPU") == len(shapes.LEVELS) * len(shapes.DIRECTIONS)
+    assert "16 layers of a step, forward: not timed" in text
+    assert {made["ms"] for made in record["step"]} == {None}
+    compare = importlib.import_module("compare")
+    assert compare.main([str(path), str(path), "--ratio-to", "released"]) == 0
+
+
+def test_the_compile_report_of_the_bench_is_compiled_here(attn, monkeypatch, capsys):
+    pytest.importorskip("triton", reason="nothing can be compiled")
+    report = importlib.import_module("compile_report")
+    assert len([case for case in report.table_cases() if re.search(report.SUMMARY, case.name)]) >= 4
+    monkeypatch.setattr(report, "SUMMARY", "sm_90 half attend D=40 even")
+    attn.compiled()
+    assert re.search(r"sm_90 half attend D=40 even.* \d+ \(\d+\) +0 ", capsys.readouterr().out)
+
+
+def test_groups_name_the_packages_backends(attn, capsys):
+    _, plan = attn.parse("", ["--device", "cpu", "--only", "kernels,released,own"])
+    own, kernels = attn.opponents.own_backends(), attn.opponents.kernels()
+    assert set(kernels) == set(own) - {"eager", "sdpa"}
+    assert plan.names == tuple(dict.fromkeys([*kernels, "released", *own]))
 
 
 def test_cuda_rounds_against_stand_ins(load, monkeypatch):

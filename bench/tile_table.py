@@ -1,0 +1,119 @@
+"""The entries of xdyna_kernels/tiles.py: read, tried out in this process, and written back as source.
+
+The table is Python, so that it is read without a parser, reviewed as a diff and checked as types. Only the values of
+its assignments are rewritten; comments and everything else of the file stay as they are.
+"""
+
+import ast
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xdyna_kernels import tiles
+
+Tile = tiles.Attention | tiles.Projection
+TABLES = ("ATTENTION", "PROJECTION")  # names in tiles.py
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tile of the table. `limit` is the largest head dimension that it serves, None where one serves all."""
+
+    table: str  # of TABLES
+    chip: str
+    arithmetic: str
+    limit: int | None
+
+    def __str__(self) -> str:
+        heads = "" if self.limit is None else f" D <= {self.limit}"
+        return f"{self.chip} {self.arithmetic} {self.table.lower()}{heads}"
+
+    def get(self) -> Tile:
+        row = self._rows()[self.chip, self.arithmetic]
+        return row if self.limit is None else row[self.limit]
+
+    def put(self, tile: Tile) -> None:
+        """Changes the table of this process, not the file."""
+        if self.limit is None:
+            self._rows()[self.chip, self.arithmetic] = tile
+        else:
+            self._rows()[self.chip, self.arithmetic][self.limit] = tile
+
+    @contextmanager
+    def trying(self, tile: Tile) -> Iterator[None]:
+        before = self.get()
+        self.put(tile)
+        try:
+            yield
+        finally:
+            self.put(before)
+
+    def _rows(self) -> dict[tuple[str, str], Any]:
+        return getattr(tiles, self.table)
+
+
+def entries(chip: str, arithmetic: str) -> list[Entry]:
+    """All entries of a chip and an arithmetic."""
+    found = []
+    for table in TABLES:
+        row = getattr(tiles, table)[chip, arithmetic]
+        found += [Entry(table, chip, arithmetic, limit) for limit in (row if isinstance(row, dict) else (None,))]
+    return found
+
+
+def write(path: Path) -> None:
+    """Brings the file at `path` to the table of this process: whole, or on any error not at all.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
+    text = rewrite(path.read_text(), {name: getattr(tiles, name) for name in (*TABLES, "TIMED")})
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    try:
+        with open(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(handle)
+        os.chmod(draft, path.stat().st_mode)
+        os.replace(draft, path)
+    except BaseException:
+        os.unlink(draft)
+        raise
+
+
+def rewrite(source: str, tables: dict[str, dict]) -> str:
+    """The source with other values assigned to the names of `tables`.
+
+    Raises:
+        KeyError: a name is assigned nowhere in it.
+    """
+    lines = source.splitlines(keepends=True)
+    found = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = [node.target] if isinstance(node, ast.AnnAssign) else node.targets
+            found |= {target.id: node.value for target in targets if isinstance(target, ast.Name)}
+    for name in sorted(tables, key=lambda name: found[name].lineno, reverse=True):  # from the end: lines move
+        value = found[name]
+        first, last = value.lineno - 1, value.end_lineno
+        head, tail = lines[first][: value.col_offset], lines[last - 1][value.end_col_offset :]  # the file is ASCII
+        lines[first:last] = [head + _literal(tables[name]) + tail]
+    return "".join(lines)
+
+
+def _literal(value: Any, indent: str = "") -> str:
+    """As the formatter writes it: a dictionary has one entry a line."""
+    if isinstance(value, dict) and value:
+        inner = indent + "    "
+        rows = "".join(f"{inner}{_literal(key)}: {_literal(item, inner)},\n" for key, item in value.items())
+        return f"{{\n{rows}{indent}}}"
+    if hasattr(value, "_fields"):
+        return f"{type(value).__name__}({', '.join(map(str, value))})"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_literal, value))})"
+    return json.dumps(value) if isinstance(value, str) else repr(value)
