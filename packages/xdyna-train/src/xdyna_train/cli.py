@@ -1,0 +1,73 @@
+"""The command `xdyna-train`. Heavy imports wait inside the commands, so that `xdyna-train --help` answers at once."""
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from xdyna_model.errors import InputError
+
+app = typer.Typer(
+    help="Prepare clips, train X-Dyna, and measure what it makes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+# Starting a process that draws takes as long as drawing so many clips.
+_CLIPS_PER_WORKER = 64
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run `xdyna-train` with argv, or the process's arguments, and exit: 0 done, 2 bad input (one line on stderr
+    says what), 130 interrupted. Any other failure is a defect here and raises."""
+    try:
+        app(args=argv, prog_name="xdyna-train")
+    except InputError as error:
+        print(f"xdyna-train: error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    raise AssertionError("typer exits by itself")
+
+
+@app.callback()
+def _commands() -> None:
+    """Without this, typer would take a single command for the whole program."""
+
+
+@app.command()
+def puppets(
+    out: Annotated[Path, typer.Option(help="Folder to write; it must not be there yet.")],
+    clips: Annotated[int, typer.Option(help="How many clips to draw.")],
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH in pixels.")] = "112x64",
+    frames: Annotated[int, typer.Option(help="Frames of a clip.")] = 16,
+    scenes: Annotated[float, typer.Option(help="Share of clips that show a scene without people, 0 to 1.")] = 0.3,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that draw. Default: as many as there are cores.")
+    ] = None,
+) -> None:
+    """Draw puppet clips with their truth: joints, faces, masks, scenes, expressions."""
+    height, width = _size(size)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from xdyna_train.puppet_clips import PuppetSet, write_puppets
+
+    puppet_set = PuppetSet(clips, seed, height, width, frames, scenes)
+    if workers is None:
+        workers = min(os.cpu_count() or 1, 1 + clips // _CLIPS_PER_WORKER)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("puppets", total=clips)
+        records = write_puppets(puppet_set, out, workers, lambda drawn: bar.update(task, completed=drawn))
+    people = sum(record.kind == "human" for record in records)
+    typer.echo(f"Wrote {out}: {len(records)} clips, {people} with a puppet, {len(records) - people} of a scene alone")
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if found is None:
+        raise InputError(f"--size {text}: give HEIGHTxWIDTH in pixels, such as 112x64")
+    return int(found[1]), int(found[2])
