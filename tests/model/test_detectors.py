@@ -13,6 +13,7 @@ from xdyna_model.detectors.crops import square
 from xdyna_model.detectors.face_points import IBUG_FROM_MESH
 from xdyna_model.detectors.mediapipe import MediapipeDetector
 from xdyna_model.detectors.native_log import native_stderr_aside
+from xdyna_model.detectors.person_mask import PersonMask
 from xdyna_model.errors import InputError
 
 ASSETS = Path(__file__).parents[3] / "shared" / "assets"
@@ -36,6 +37,15 @@ def detector():
 def test_nobody_in_a_blank_frame(detector: MediapipeDetector):
     assert detector(np.zeros((96, 64, 3), np.uint8)) is None
     assert detector(np.full((50, 120, 3), 200, np.uint8)) is None
+
+
+def test_no_person_mask_in_a_blank_frame():
+    pytest.importorskip("mediapipe", reason="needs xdyna-model[detect]")
+    with PersonMask() as mask:
+        found = mask(np.zeros((96, 64, 3), np.uint8))
+    assert found.shape == (96, 64)
+    assert found.dtype == bool
+    assert not found.any()
 
 
 @pytest.mark.parametrize("frame", [np.zeros((9, 9), np.uint8), np.zeros((9, 9, 4), np.uint8), np.zeros((9, 9, 3))])
@@ -63,6 +73,9 @@ def test_a_real_dancer(capfd: pytest.CaptureFixture[str]):
     frames = driving_frames("example_1_driving_1.mp4", 4)
     with MediapipeDetector() as detector:
         people = [detector(frame) for frame in frames]
+        detector.reset()
+        again = [detector(frame) for frame in frames]
+        np.testing.assert_equal([vars(person) for person in again], [vars(person) for person in people])
     assert capfd.readouterr().err == ""
     for person in people:
         assert person is not None

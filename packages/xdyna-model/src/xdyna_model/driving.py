@@ -8,17 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from xdyna_model.conditions import Conditions
-from xdyna_model.detectors import Detector, Person
-from xdyna_model.detectors.dwpose import DWPoseDetector
+from xdyna_model.detectors import DETECTION_SIDE, Detector, Person
+from xdyna_model.detectors.dwpose import DWPOSE_FILES, DWPoseDetector
 from xdyna_model.detectors.mediapipe import MediapipeDetector
 from xdyna_model.errors import InputError
 from xdyna_model.images import fit
 from xdyna_model.job import Job
 from xdyna_model.video import frame_rate, iter_frames, read_frames
 
-# Detectors see frames whose shorter side is at least this long: they find no faces at the nano model's size.
-DETECTION_SIDE = 512  # pixels
-DWPOSE_FILES = ("yolox_l.onnx", "dw-ll_ucoco_384.onnx")  # as published
 MAPS = ("pose", "face_local", "face_global")
 
 # Name and number of steps (None where it is not known) -> what to call after each step.
@@ -85,7 +82,8 @@ def _detect(
     people: list[Person | None] = []
     advance = stage("finding the person", length)
     for large in iter_frames(path, length, size=(height * scale, width * scale)):
-        people.append(_shrunk(detector(large), scale))
+        person = detector(large)
+        people.append(person and person.scaled(1 / scale))
         frames.append(fit(large, height, width))
         advance()
     seen = iter(people)
@@ -99,11 +97,3 @@ def _detect(
         raise InputError(f"{path}: {error}") from error
     gaps = report.summary()
     return np.stack(frames), conditions, gaps and f"{path.name}: {gaps}."
-
-
-def _shrunk(person: Person | None, scale: int) -> Person | None:
-    """The person as in a frame `scale` times smaller."""
-    if person is None:
-        return None
-    factor = np.array([1 / scale, 1 / scale, 1], np.float32)  # x, y, confidence
-    return Person(person.body * factor, person.hands * factor, person.face * factor)

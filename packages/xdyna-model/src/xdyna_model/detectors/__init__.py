@@ -5,6 +5,9 @@ from typing import Protocol
 
 import numpy as np
 
+# Detectors see frames whose shorter side is at least this long: they find no faces at the nano model's size.
+DETECTION_SIDE = 512  # pixels
+
 # Order of `Person.body`: the first fourteen keypoints of OpenPose's eighteen. "right" is the person's own right.
 BODY = (
     "nose",
@@ -38,6 +41,11 @@ class Person:
     body: np.ndarray
     hands: np.ndarray
     face: np.ndarray
+
+    def scaled(self, factor: float) -> "Person":
+        """The person as in a frame whose sides are `factor` times as long."""
+        by = np.array([factor, factor, 1], np.float32)  # x, y, confidence
+        return Person(self.body * by, self.hands * by, self.face * by)
 
 
 class Detector(Protocol):

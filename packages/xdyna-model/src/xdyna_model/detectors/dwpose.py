@@ -15,6 +15,8 @@ from xdyna_model.detectors.simcc import BINS, crop_affine, decode_simcc, warp
 from xdyna_model.detectors.yolox import decode_yolox, letterbox, suppress
 from xdyna_model.errors import InputError
 
+DWPOSE_FILES = ("yolox_l.onnx", "dw-ll_ucoco_384.onnx")  # as published
+
 # What RTMPose was trained with: mean and standard deviation of ImageNet, RGB.
 _MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 _STD = np.array([58.395, 57.12, 57.375], np.float32)

@@ -46,7 +46,7 @@ _HAND_CONFIDENCE = 0.1
 
 
 class MediapipeDetector:
-    """A `Detector` over MediaPipe's own models, for CPU. It tracks: use one for each video, frames in order.
+    """A `Detector` over MediaPipe's own models, for CPU. It tracks: frames in order, and `reset` between videos.
 
     body: confidence is BlazePose's visibility. The neck is the middle of the shoulders, as OpenPose has it.
     hands: confidence 1 for a hand that was found; MediaPipe gives none for single points.
@@ -57,7 +57,7 @@ class MediapipeDetector:
     """
 
     def __init__(self) -> None:
-        solutions = _import_solutions()
+        solutions = import_solutions()
         with native_stderr_aside():
             self._pose = solutions.pose.Pose(model_complexity=1)
             self._face_mesh = solutions.face_mesh.FaceMesh(max_num_faces=1)
@@ -71,11 +71,7 @@ class MediapipeDetector:
                 for _ in ("left", "right")
             ]
             self._models = [self._pose, self._face_mesh, self._face_detection, *self._hands]
-            # Threads of theirs are still starting up, and have things to say: wait for a first answer of each.
-            for model in self._models:
-                model.process(np.zeros((64, 64, 3), np.uint8))
-        # And more is said when somebody is first seen.
-        self._greeted = False
+            self._start()
 
     def __call__(self, frame: np.ndarray) -> Person | None:
         """frame: [H, W, 3] uint8 RGB. Returns None where nobody is seen; raises ValueError for another shape."""
@@ -96,6 +92,13 @@ class MediapipeDetector:
         self._greeted = True
         return person
 
+    def reset(self) -> None:
+        """Forgets the frames so far: the next is the first of another video. Quicker than a new detector."""
+        with native_stderr_aside():
+            for model in self._models:
+                model.reset()
+            self._start()
+
     def close(self) -> None:
         """Frees the models. Closing twice does nothing."""
         while self._models:
@@ -108,6 +111,13 @@ class MediapipeDetector:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _start(self) -> None:
+        # Threads of theirs are still starting up, and have things to say: wait for a first answer of each.
+        for model in self._models:
+            model.process(np.zeros((64, 64, 3), np.uint8))
+        # And more is said when somebody is first seen.
+        self._greeted = False
 
     def _find_hands(self, frame: np.ndarray, pose: np.ndarray) -> np.ndarray:
         """Returns [2, 21, 3] float32."""
@@ -157,7 +167,7 @@ class MediapipeDetector:
         return min(best, 1.0)
 
 
-def _import_solutions() -> Any:
+def import_solutions() -> Any:
     try:
         with warnings.catch_warnings():
             # Its dependencies use what newer Pythons deprecate; none of it is this program's to change.
