@@ -5,7 +5,6 @@ its assignments are rewritten; comments and everything else of the file stay as 
 """
 
 import ast
-import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -116,4 +115,6 @@ def _literal(value: Any, indent: str = "") -> str:
         return f"{type(value).__name__}({', '.join(map(str, value))})"
     if isinstance(value, tuple):
         return f"({', '.join(map(_literal, value))})"
-    return json.dumps(value) if isinstance(value, str) else repr(value)
+    if isinstance(value, str):
+        return '"' + value.encode("unicode_escape").decode().replace('"', '\\"') + '"'
+    return repr(value)
