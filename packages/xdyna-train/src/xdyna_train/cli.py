@@ -21,8 +21,8 @@ _CLIPS_PER_WORKER = 64
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run `xdyna-train` with argv, or the process's arguments, and exit: 0 done, 2 bad input (one line on stderr
-    says what), 130 interrupted. Any other failure is a defect here and raises."""
+    """Run `xdyna-train` with argv, or the process's arguments, and exit: 0 done, 1 a bar of the evaluation is missed,
+    2 bad input (one line on stderr says what), 130 interrupted. Any other failure is a defect here and raises."""
     try:
         app(args=argv, prog_name="xdyna-train")
     except InputError as error:
@@ -64,6 +64,26 @@ def puppets(
         records = write_puppets(puppet_set, out, workers, lambda drawn: bar.update(task, completed=drawn))
     people = sum(record.kind == "human" for record in records)
     typer.echo(f"Wrote {out}: {len(records)} clips, {people} with a puppet, {len(records) - people} of a scene alone")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str | None, typer.Option(help="Model folder or hub id. Default: the nano model.")] = None,
+    identities: Annotated[int, typer.Option(min=2, help="Held-back people to animate.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Of people, motions, scenes and noise.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder to write: numbers as JSON, a sheet, a video.")] = None,
+    controls: Annotated[bool, typer.Option(help="Also run with parts of the model off.")] = True,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. Default: the model's.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance. Default: the model's.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:1 and so on.")] = "auto",
+) -> None:
+    """Animate puppets that training never saw, and measure the result. Exit code 1: a bar is missed."""
+    from xdyna_train.evaluation_report import run
+
+    asked = {"num_inference_steps": steps, "guidance_scale": guidance}
+    settings = {name: value for name, value in asked.items() if value is not None}
+    evaluation = run(model, identities, seed, out, controls, device, settings, typer.echo)
+    raise typer.Exit(0 if evaluation.passed else 1)
 
 
 def _size(text: str) -> tuple[int, int]:
