@@ -109,11 +109,7 @@ def compile_case(case: Case) -> Figures:
 
 
 def _read(cubin: bytes, shared: int, chip: str) -> Figures:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = _tool("cuobjdump", "--dump-resource-usage", file.name)
-        code = _tool("nvdisasm", "-c", file.name)
+    usage, code = disassemble(cubin)
     return Figures(
         registers=int(re.findall(r"REG:(\d+)", usage)[0]),
         spills=len(re.findall(r"\b(?:LDL|STL)\b", code)),
@@ -121,6 +117,14 @@ def _read(cubin: bytes, shared: int, chip: str) -> Figures:
         shared=shared,
         tensor_core=len(re.findall(rf"\b{TENSOR_CORE[chip]}\b", code)),
     )
+
+
+def disassemble(cubin: bytes) -> tuple[str, str]:
+    """Resource usage and machine code, as text."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return _tool("cuobjdump", "--dump-resource-usage", file.name), _tool("nvdisasm", "-c", file.name)
 
 
 def _tool(name: str, *arguments: str) -> str:
