@@ -24,7 +24,6 @@ from parity import Truth, Verdict
 from shapes import DTYPES, Shape, draw, work
 from timing import Call, interleaved
 from torch import Tensor
-from xdyna_kernels import tiles
 
 
 def judge(name: str, contender: opponents.Contender, truth: Truth) -> tuple[Verdict | None, str, bool]:
@@ -63,7 +62,7 @@ def run_group(plan: Plan, shape: Shape, direction: str) -> tuple[list[dict], roo
     dtype = DTYPES[plan.dtype]
     tensors, grad = draw(shape, dtype, plan.device, plan.seed)
     truth = Truth(tensors, None if direction == "forward" else grad)
-    contenders, rows = {name: opponents.build(name) for name in plan.names}, []
+    contenders, rows = {name: opponents.build(name) for name in plan.names_in(direction)}, []
     for name, contender in contenders.items():
         verdict, note, failed = judge(name, contender, truth)
         rows.append(attn_rows.row(shape, direction, plan.dtype, name, verdict, note))
@@ -97,7 +96,8 @@ def run(plan: Plan, save: Callable[[dict], object]) -> dict:
             print(f"\n{direction}, {shape}, {plan.dtype}: {needed.flops / 1e12:.3g} TFLOP", flush=True)
             if time.monotonic() - started > plan.budget:
                 note = "not timed: the budget was spent"
-                rows, roof = [attn_rows.row(shape, direction, plan.dtype, n, None, note) for n in plan.names], None
+                names, roof = plan.names_in(direction), None
+                rows = [attn_rows.row(shape, direction, plan.dtype, name, None, note) for name in names]
             else:
                 rows, roof = run_group(plan, shape, direction)
             if roof is not None:
@@ -120,11 +120,11 @@ def run(plan: Plan, save: Callable[[dict], object]) -> dict:
 
 def absent(plan: Plan) -> list[dict]:
     """Rows of the model's shapes for every contender, not timed; prints one line for each table."""
-    names = (*opponents.own_backends(), *opponents.OPPONENTS)
-    rows = []
+    everybody, rows = (*opponents.own_backends(), *opponents.OPPONENTS), []
     if plan.absent:
         print()
     for direction in plan.directions:
+        names = [name for name in everybody if opponents.runs_in(name, direction)]
         for shape in plan.absent:
             rows += attn_rows.absent(shape, direction, "bf16", names)
             print(f"{direction}, {shape}, bf16: not timed, there is no GPU ({len(names)} rows)")
@@ -144,7 +144,8 @@ def compiled() -> None:
 
 def tuned(plan: Plan, dtype: str | None, save: Callable[[dict], object]) -> int:
     """Chooses tiles and writes them; returns the exit code."""
-    import tune
+    import tune  # xdyna_kernels may be an older one, without what this needs
+    from xdyna_kernels import tiles
 
     half, single = [("half", "fp16" if dtype == "fp16" else "bf16")], [("tf32", "fp32"), ("ieee", "fp32")]
     dtypes = half + single if dtype is None else single if dtype == "fp32" else half

@@ -23,6 +23,10 @@ class Plan:
     seed: int
     budget: float
 
+    def names_in(self, direction: str) -> list[str]:
+        """Those that have a row in this direction."""
+        return [name for name in self.names if opponents.runs_in(name, direction)]
+
 
 def parse(description: str | None, arguments: list[str] | None) -> tuple[argparse.Namespace, Plan]:
     """The flags and the plan; ends the program with exit code 2 and the reason where they make no sense."""

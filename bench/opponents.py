@@ -5,6 +5,7 @@ Every contender is a function of the eleven tensors of `shapes.NAMES` with the r
 
 import importlib
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +27,24 @@ CPU_OPPONENTS = (RELEASED, "folded-flash")  # compiling takes longer than the re
 
 
 def own_backends() -> tuple[str, ...]:
-    """The package's backends, whichever it has, those that this device lacks among them."""
-    contract = importlib.import_module("xdyna_kernels.reference_attention")  # as an attribute, it is the function
-    return tuple(getattr(contract, "NAMES", contract.BACKENDS))
+    """The package's backends, whichever it has, those that this device lacks among them. "triton" has its Triton
+    backward; its other one makes a contender of its own, "triton-recompute"."""
+    contract = _contract()
+    names = tuple(getattr(contract, "NAMES", contract.BACKENDS))
+    return (*names, *(f"triton-{backward}" for backward in _backwards() if backward != "triton"))
+
+
+def _contract() -> ModuleType:
+    return importlib.import_module("xdyna_kernels.reference_attention")  # as an attribute, it is the function
+
+
+def _backwards() -> tuple[str, ...]:
+    return getattr(_contract(), "BACKWARDS", ())  # bench/ci.py runs this on older kernels, too
+
+
+def runs_in(name: str, direction: str) -> bool:
+    """Whether a contender has a row in this direction: a choice of backward says nothing of the forward."""
+    return direction != "forward" or name not in own_backends() or "-" not in name
 
 
 def kernels() -> tuple[str, ...]:
@@ -39,7 +55,9 @@ def kernels() -> tuple[str, ...]:
 def build(name: str) -> Contender:
     """The contender of that name. Compiled ones compile when first called."""
     if name in own_backends():
-        return lambda *tensors: xdyna_kernels.reference_attention(*tensors, backend=name)
+        backend, _, backward = name.partition("-")
+        options = {"backward": backward or "triton"} if backend == "triton" and _backwards() else {}
+        return lambda *tensors: xdyna_kernels.reference_attention(*tensors, backend=backend, **options)
     if name == RELEASED:
         return released
     if name == "flex":

@@ -236,7 +236,8 @@ def test_shapes_that_only_a_gpu_could_time_are_shown_as_not_timed(attn, monkeypa
     shapes, names = importlib.import_module("shapes"), (*attn.opponents.own_backends(), *attn.opponents.OPPONENTS)
     absent = [row for row in record["rows"] if row["status"] == "not timed"]
     levels = {(row["shape"]["N"], row["shape"]["D"], row["direction"], row["backend"]) for row in absent}
-    assert levels == {(n, d, x, name) for n, d in shapes.LEVELS for x in shapes.DIRECTIONS for name in names}
+    rows = {(x, name) for x in shapes.DIRECTIONS for name in names if attn.opponents.runs_in(name, x)}
+    assert levels == {(*level, *row) for level in shapes.LEVELS for row in rows}
     assert all(row["ms"] is row["error"] is row["ratio"] is None for row in absent)
     assert text.count("not timed, there is no GPU") == len(shapes.LEVELS) * len(shapes.DIRECTIONS)
     assert "16 layers of a step, forward: not timed" in text
@@ -334,3 +335,28 @@ def test_facts_of_a_gpu_against_stand_ins(load, monkeypatch):
     assert machine.sample(cuda)["throttle_reasons"] == "0x4"
     monkeypatch.setattr(machine.subprocess, "run", lambda *a, **k: SimpleNamespace(stdout="No devices\n"))
     assert "unknown" in machine.sample(cuda)
+
+
+def test_every_backend_of_the_package_appears_by_itself(load, monkeypatch):
+    """And a choice of backward is a contender of its own, in the direction that it is about."""
+    opponents, seen = load("opponents"), []
+    contract = SimpleNamespace(BACKENDS=(), NAMES=("eager", "triton", "new"), BACKWARDS=("triton", "recompute"))
+    monkeypatch.setattr(opponents, "_contract", lambda: contract)
+    monkeypatch.setattr(xdyna_kernels, "reference_attention", lambda *tensors, **options: seen.append(options))
+    assert opponents.own_backends() == ("eager", "triton", "new", "triton-recompute")
+    assert opponents.kernels() == ("triton", "new", "triton-recompute")
+    for name in opponents.own_backends():
+        opponents.build(name)()
+    assert seen == [
+        {"backend": "eager"},
+        {"backend": "triton", "backward": "triton"},
+        {"backend": "new"},
+        {"backend": "triton", "backward": "recompute"},
+    ]
+    assert not opponents.runs_in("triton-recompute", "forward")
+    assert opponents.runs_in("triton-recompute", "forward+backward")
+    assert all(opponents.runs_in(name, "forward") for name in ("triton", "folded-flash", "released"))
+    del contract.BACKWARDS  # as before there was a choice
+    assert opponents.own_backends() == contract.NAMES
+    opponents.build("triton")()
+    assert seen[-1] == {"backend": "triton"}
