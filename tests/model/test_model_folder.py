@@ -11,27 +11,27 @@ from safetensors.torch import load_file, save_file
 from xdyna_model.conditions import Conditions
 from xdyna_model.errors import InputError
 from xdyna_model.model_folder import convert, load_pipeline, read_released
-from xdyna_model.nano import nano_pipeline
+from xdyna_model.tiny import tiny_pipeline
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def nano_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("nano") / "model"
-    nano_pipeline().save_pretrained(folder)
+def tiny_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    tiny_pipeline().save_pretrained(folder)
     return folder
 
 
 @pytest.fixture
-def folder(nano_folder, tmp_path):
-    """A copy of the nano model to break."""
-    return shutil.copytree(nano_folder, tmp_path / "model")
+def folder(tiny_folder, tmp_path):
+    """A copy of the tiny model to break."""
+    return shutil.copytree(tiny_folder, tmp_path / "model")
 
 
-def test_round_trip(nano_folder):
-    ours, loaded = nano_pipeline(), load_pipeline(nano_folder)
+def test_round_trip(tiny_folder):
+    ours, loaded = tiny_pipeline(), load_pipeline(tiny_folder)
     for name, component in ours.components.items():
         if isinstance(component, torch.nn.Module):
             theirs = loaded.components[name].state_dict()
@@ -41,8 +41,8 @@ def test_round_trip(nano_folder):
     assert (loaded.default_height, loaded.default_width) == (ours.default_height, ours.default_width)
 
 
-def test_dtype(nano_folder):
-    assert load_pipeline(nano_folder, torch.bfloat16).unet.conv_in.weight.dtype == torch.bfloat16
+def test_dtype(tiny_folder):
+    assert load_pipeline(tiny_folder, torch.bfloat16).unet.conv_in.weight.dtype == torch.bfloat16
 
 
 def change(path, edit):
@@ -130,7 +130,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, capsys, content):
 
 
 def resampler():
-    """An image projection by released names: 12 heads of 4, nano's widths."""
+    """An image projection by released names: 12 heads of 4, the tiny model's widths."""
     shapes = {
         "latents": (1, 16, 48),
         "proj_in.weight": (48, 32),
@@ -164,9 +164,9 @@ def released(tmp_path, oracle):
     return {name: tmp_path / f"{name}.ckpt" for name in ("unet", "pose", "face", "ip_adapter")}
 
 
-def test_convert_makes_a_folder_that_animates(nano_folder, released, tmp_path, oracle):
+def test_convert_makes_a_folder_that_animates(tiny_folder, released, tmp_path, oracle):
     out = tmp_path / "converted"
-    convert(sd15=nano_folder, image_encoder=nano_folder / "image_encoder", out=out, **released)
+    convert(sd15=tiny_folder, image_encoder=tiny_folder / "image_encoder", out=out, **released)
     pipeline = load_pipeline(out)
     assert torch.equal(pipeline.unet.conv_in.weight, oracle("unet").weights["conv_in.weight"])
     pipeline.set_progress_bar_config(disable=True)
@@ -179,10 +179,10 @@ def test_convert_makes_a_folder_that_animates(nano_folder, released, tmp_path, o
     assert np.isfinite(frames).all()
 
 
-def test_convert_refuses_swapped_controlnets(nano_folder, released, tmp_path):
+def test_convert_refuses_swapped_controlnets(tiny_folder, released, tmp_path):
     released["pose"], released["face"] = released["face"], released["pose"]
     with pytest.raises(InputError, match="takes 6 condition channels, the pose ControlNet has 3"):
-        convert(sd15=nano_folder, image_encoder=nano_folder / "image_encoder", out=tmp_path / "out", **released)
+        convert(sd15=tiny_folder, image_encoder=tiny_folder / "image_encoder", out=tmp_path / "out", **released)
     assert not (tmp_path / "out").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
@@ -191,10 +191,10 @@ def test_convert_refuses_swapped_controlnets(nano_folder, released, tmp_path):
     ("fault", "message"),
     [("nan", "not a number or infinite: .*conv_in.bias"), ("text", "holds other things than tensors")],
 )
-def test_convert_names_file_and_tensor(nano_folder, released, tmp_path, oracle, fault, message):
+def test_convert_names_file_and_tensor(tiny_folder, released, tmp_path, oracle, fault, message):
     weights = oracle("unet").weights
     wrong = weights["conv_in.bias"] * float("nan") if fault == "nan" else "text"
     torch.save({**weights, "conv_in.bias": wrong}, released["unet"])
     with pytest.raises(InputError, match=f"unet.ckpt: {message}"):
-        convert(sd15=nano_folder, image_encoder=nano_folder / "image_encoder", out=tmp_path / "out", **released)
+        convert(sd15=tiny_folder, image_encoder=tiny_folder / "image_encoder", out=tmp_path / "out", **released)
     assert not (tmp_path / "out").exists()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from xdyna_model.conditions import Conditions
-from xdyna_model.nano import nano_pipeline
+from xdyna_model.tiny import tiny_pipeline
 from xdyna_model.pipeline import XDynaPipeline
 
 RANDOM = np.random.default_rng(0)
@@ -22,7 +22,7 @@ CONDITIONS = maps(3)
 
 @pytest.fixture(scope="module")
 def pipeline():
-    pipeline = nano_pipeline()
+    pipeline = tiny_pipeline()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -43,7 +43,7 @@ def test_seed_decides(pipeline):
 
 def test_building_leaves_global_randomness_alone():
     state = torch.get_rng_state()
-    nano_pipeline()
+    tiny_pipeline()
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -149,7 +149,7 @@ def test_callback_sees_and_changes_each_step(pipeline):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_starts_from_the_same_noise(dtype):
-    exact, half = nano_pipeline(), nano_pipeline().to(dtype=dtype)
+    exact, half = tiny_pipeline(), tiny_pipeline().to(dtype=dtype)
     half.set_progress_bar_config(disable=True)
     starts = []
     for pipeline in (exact, half):

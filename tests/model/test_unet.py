@@ -3,13 +3,13 @@
 import pytest
 import torch
 from xdyna_model.dynamics_adapter import DynamicsAdapter
-from xdyna_model.nano import nano_pipeline
+from xdyna_model.tiny import tiny_pipeline
 from xdyna_model.unet import XDynaUNet
 
 
 @pytest.fixture
 def unet():
-    return nano_pipeline().unet
+    return tiny_pipeline().unet
 
 
 def inputs(batch=1, frames=3):

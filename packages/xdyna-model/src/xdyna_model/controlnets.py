@@ -2,7 +2,7 @@
 
 import torch
 from diffusers import ControlNetModel
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor
 
 
@@ -16,7 +16,8 @@ def control_residuals(
     """Sum of the residuals of several ControlNets; the reference frame gets zeros.
 
     Args:
-        nets: each with its condition maps [F-1, c, H, W] in [0, 1], shared by the whole batch.
+        nets: each with its condition maps in [0, 1]: [F-1, c, H, W], shared by the whole batch, or
+            [B, F-1, c, H, W].
         sample: [B, C, F, h, w] latents, frame 0 the reference, which the ControlNets do not see.
         timestep: a scalar, or [B].
         encoder_hidden_states: [B, T, E] text tokens; image tokens are not for ControlNets.
@@ -31,7 +32,7 @@ def control_residuals(
     timesteps = timestep.expand(batch).repeat_interleave(frames - 1)
     total: list[Tensor] = []
     for net, maps in nets:
-        cond = repeat(maps, "f c h w -> (b f) c h w", b=batch)
+        cond = rearrange(maps.expand(batch, *maps.shape[-4:]), "b f c h w -> (b f) c h w")
         down, mid = net(moving, timesteps, text, cond, conditioning_scale=scale, return_dict=False)
         total = [a + b for a, b in zip(total, [*down, mid], strict=True)] if total else [*down, mid]
     *down, mid = (_zero_for_reference(residual, batch) for residual in total)

@@ -1,105 +1,85 @@
-"""The nano model: every component of the released model at a size that two CPU cores animate in seconds.
+"""The nano model: the whole system at a size that two CPU cores train in an hour or two and run in seconds.
 
-Its weights are random, drawn from a fixed seed; what it makes is noise in the shape of a video.
+It differs from the released model in size, in having pixels for latents (`PixelCodec`), in being told where a latent
+lies (`PositionalUNet`), and in predicting the clean clip itself: it is trained from scratch, without Stable Diffusion.
 """
 
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel
+from diffusers import ControlNetModel, DDIMScheduler
 from torch import nn
-from transformers import (
-    CLIPImageProcessorPil,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTokenizer,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-)
+from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPVisionModelWithProjection
 
-from xdyna_model.dynamics_adapter import DynamicsAdapter
+from xdyna_model import tiny
 from xdyna_model.image_tokens import ImageProjection
 from xdyna_model.pipeline import XDynaPipeline
-from xdyna_model.sampling import released_scheduler
-from xdyna_model.unet import XDynaUNet
+from xdyna_model.pixel_codec import PixelCodec
+from xdyna_model.positional_unet import NUM_POSITION_CHANNELS, PositionalUNet
 
-WIDTH = 32  # channels of text and image tokens, and of both CLIP towers
-BACKBONE = {
-    "block_out_channels": (32, 64, 96, 96),
+PATCH = 4
+LATENT_CHANNELS = 3 * PATCH**2
+BACKBONE: dict[str, Any] = {
+    "block_out_channels": (32, 96, 128),
     "layers_per_block": 1,
     "norm_num_groups": 16,
-    "cross_attention_dim": WIDTH,
+    "cross_attention_dim": tiny.WIDTH,
 }
-VAE: dict[str, Any] = {
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (16, 32, 32, 32),
-    "norm_num_groups": 8,
+ATTENTION: dict[str, Any] = {
+    "num_attention_heads": (1, 2, 4),
+    "motion_num_attention_heads": 4,
+    "use_motion_mid_block": True,
 }
-CONDITION_EMBEDDING = {"conditioning_embedding_out_channels": (8, 16, 32, 32)}
+TEXT_TOKENS = 8  # the prompt is empty in training
+CONTROL: dict[str, Any] = {
+    "in_channels": LATENT_CHANNELS,
+    "down_block_types": ("DownBlock2D",) * 3,
+    "mid_block_type": "UNetMidBlock2D",
+    "conditioning_embedding_out_channels": (8, 16, 32),
+}
+
+
+def nano_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's betas with no signal left at the last timestep, from which sampling starts."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="sample",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+    )
 
 
 def nano_pipeline(seed: int = 0) -> XDynaPipeline:
-    """A whole pipeline with random weights drawn from `seed`, float32 on the CPU. Leaves global randomness alone."""
+    """The nano model before training: random weights drawn from `seed`, float32 on the CPU."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pipeline = XDynaPipeline(
-            vae=AutoencoderKL(**VAE),
-            text_encoder=CLIPTextModel(_text_config()),
-            tokenizer=_tokenizer(),
-            unet=XDynaUNet(sample_size=(28, 16), **BACKBONE),
-            controlnet=ControlNetModel(conditioning_channels=3, **CONDITION_EMBEDDING, **BACKBONE),
-            controlnet_face=ControlNetModel(conditioning_channels=6, **CONDITION_EMBEDDING, **BACKBONE),
-            image_encoder=CLIPVisionModelWithProjection(_vision_config()),
+            vae=PixelCodec(PATCH),
+            text_encoder=CLIPTextModel(tiny.text_config(TEXT_TOKENS)),
+            tokenizer=tiny.tokenizer(TEXT_TOKENS),
+            unet=PositionalUNet(
+                sample_size=(28, 16),
+                in_channels=LATENT_CHANNELS + NUM_POSITION_CHANNELS,
+                out_channels=LATENT_CHANNELS,
+                down_block_types=("CrossAttnDownBlockMotion",) * 3,
+                up_block_types=("CrossAttnUpBlockMotion",) * 3,
+                **BACKBONE,
+                **ATTENTION,
+            ),
+            controlnet=ControlNetModel(conditioning_channels=3, **CONTROL, **BACKBONE),
+            controlnet_face=ControlNetModel(conditioning_channels=6, **CONTROL, **BACKBONE),
+            image_encoder=CLIPVisionModelWithProjection(tiny.vision_config()),
             feature_extractor=CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}),
             image_projection=ImageProjection(
-                embed_dims=WIDTH, output_dims=WIDTH, hidden_dims=WIDTH, depth=2, dim_head=4, heads=12
+                embed_dims=tiny.WIDTH, output_dims=tiny.WIDTH, hidden_dims=tiny.WIDTH, depth=1, dim_head=8, heads=4
             ),
-            scheduler=released_scheduler(),
+            scheduler=nano_scheduler(),
         )
-        _start_from_scratch(pipeline)
+        tiny.start_from_scratch(pipeline)
     for component in pipeline.components.values():
         if isinstance(component, nn.Module):
             component.eval()
     return pipeline
-
-
-def _start_from_scratch(pipeline: XDynaPipeline) -> None:
-    """Gives weights to what starts at zero so as not to disturb a trained backbone: there is none to disturb."""
-    for net in (pipeline.controlnet, pipeline.controlnet_face):
-        outputs = [*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out]
-        for convolution in outputs:
-            convolution.reset_parameters()
-    for module in pipeline.unet.modules():
-        if isinstance(module, DynamicsAdapter):
-            module.to_out_ref.reset_parameters()
-
-
-def _tower() -> dict:
-    return {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
-
-
-def _text_config() -> CLIPTextConfig:
-    words = _vocabulary()
-    return CLIPTextConfig(
-        vocab_size=len(words),
-        bos_token_id=words["<|startoftext|>"],
-        eos_token_id=words["<|endoftext|>"],
-        projection_dim=WIDTH,
-        **_tower(),
-    )
-
-
-def _vision_config() -> CLIPVisionConfig:
-    return CLIPVisionConfig(image_size=56, patch_size=14, projection_dim=WIDTH, **_tower())
-
-
-def _vocabulary() -> dict[str, int]:
-    """Printable characters one by one, inside a word and at its end: enough for any English prompt."""
-    characters = [chr(code) for code in range(33, 127)]
-    words = [*characters, *(f"{c}</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
-    return {word: index for index, word in enumerate(words)}
-
-
-def _tokenizer() -> CLIPTokenizer:
-    return CLIPTokenizer(vocab=_vocabulary(), merges=[], model_max_length=77)

@@ -19,6 +19,7 @@ from xdyna_model.conditions import Conditions
 from xdyna_model.controlnets import control_residuals
 from xdyna_model.image_tokens import ImageProjection
 from xdyna_model.images import fit
+from xdyna_model.pixel_codec import PixelCodec
 from xdyna_model.sampling import initial_latents
 from xdyna_model.unet import XDynaUNet
 
@@ -61,7 +62,7 @@ class XDynaPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: AutoencoderKL | PixelCodec,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         unet: XDynaUNet,
@@ -85,7 +86,11 @@ class XDynaPipeline(DiffusionPipeline):
             image_projection=image_projection,
             scheduler=scheduler,
         )
-        self.vae_scale_factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
+        self.vae_scale_factor = (
+            vae.spatial_compression_ratio
+            if isinstance(vae, PixelCodec)
+            else 2 ** (len(vae.config["block_out_channels"]) - 1)
+        )
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)
 
     @property

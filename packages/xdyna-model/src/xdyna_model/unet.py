@@ -25,7 +25,7 @@ RELEASED = {
 }
 
 
-def _with_released_defaults(init):
+def with_released_defaults(init):
     """Gives `init` the signature of UNetMotionModel's, so that diffusers can save and restore the configuration."""
     parent = inspect.signature(UNetMotionModel.__init__)
     init.__signature__ = parent.replace(
@@ -42,7 +42,7 @@ class XDynaUNet(UNetMotionModel):
     """
 
     @register_to_config
-    @_with_released_defaults
+    @with_released_defaults
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **RELEASED | kwargs)
         self.layout = ClipLayout()

@@ -1,0 +1,128 @@
+"""What a training run is: its stages, its numbers, and the presets."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+# What can be trained; see `trainee.py` for the parameters of each.
+Part = Literal["backbone", "adapter", "motion", "controlnet", "controlnet_face", "image_projection"]
+EVERYTHING: tuple[Part, ...] = ("backbone", "adapter", "motion", "controlnet", "controlnet_face", "image_projection")
+Precision = Literal["no", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training with one set of trained parts.
+
+    train: the parts that learn; all others are frozen.
+    steps: optimiser steps. Where the data has an end, `epochs` may be given in its place.
+    frames: of a clip, without the reference. batch: clips of a step, over all processes.
+    human_share: how many of them show people, 0 to 1 (harmonic data fusion, X-Dyna, Section 3.4).
+    """
+
+    name: str
+    train: tuple[Part, ...]
+    frames: int
+    batch: int
+    human_share: float
+    steps: int = 0
+    epochs: float = 0.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run. The defaults are the paper's where it tells them (Section 4.1).
+
+    height, width: of the pictures, in pixels.
+    learning_rate, betas, weight_decay: of AdamW. warmup: steps of linear rise. cosine: whether the rate falls to 2 %
+        along a half cosine over the run. clip_norm: of the gradients' global norm.
+    accumulate: micro-batches a step. ema_decay: of the averaged weights, which are what is kept at the end.
+    snr_gamma: Min-SNR weighting (Hang et al. 2023), None for none. late_share: share of timesteps drawn from the
+        noisiest two fifths, 0.4 being uniform.
+    temporal_weight: weight of the error's change from frame to frame. person_weight, face_weight: what a pixel of the
+        person, of the face, counts beside 1.
+    drop_condition: share of clips that lose text and image tokens, for classifier-free guidance.
+    model: where training starts from; see `starts.py`.
+    note: what the preset reached, and when.
+    """
+
+    stages: tuple[Stage, ...]
+    model: Literal["sd15", "nano", "tiny"] = "sd15"
+    height: int = 896
+    width: int = 512
+    learning_rate: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    warmup: int = 0
+    cosine: bool = False
+    clip_norm: float = 1.0
+    accumulate: int = 1
+    ema_decay: float = 0.9999
+    snr_gamma: float | None = None
+    late_share: float = 0.4
+    temporal_weight: float = 0.0
+    person_weight: float = 0.0
+    face_weight: float = 0.0
+    drop_condition: float = 0.1
+    precision: Precision = "no"
+    gradient_checkpointing: bool = False
+    workers: int = 2
+    checkpoint_every: int = 500
+    sample_every: int = 1000
+    keep_checkpoints: int = 2
+    note: str = ""
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+
+PRESETS = {
+    "paper": Config(
+        stages=(
+            Stage("fusion", ("adapter", "motion", "controlnet"), frames=16, batch=32, human_share=0.5, epochs=5),
+            Stage("face", ("controlnet_face",), frames=16, batch=32, human_share=1.0, epochs=2),
+        ),
+        precision="bf16",
+        gradient_checkpointing=True,
+        note="never run at full size here: needs Stable Diffusion 1.5 and GPUs",
+    ),
+    "nano": Config(
+        stages=(
+            Stage("short", EVERYTHING, frames=8, batch=4, human_share=0.75, steps=1500),
+            Stage("long", EVERYTHING, frames=16, batch=2, human_share=0.6, steps=900),
+        ),
+        model="nano",
+        height=112,
+        width=64,
+        learning_rate=1e-3,
+        betas=(0.9, 0.99),
+        warmup=60,
+        cosine=True,
+        ema_decay=0.997,
+        snr_gamma=3.0,
+        late_share=0.6,
+        temporal_weight=0.5,
+        person_weight=1.0,
+        face_weight=2.0,
+        drop_condition=0.0,
+        precision="bf16",
+        workers=1,
+        checkpoint_every=100,
+        sample_every=400,
+    ),
+    "smoke": Config(
+        stages=(
+            Stage("fusion", ("adapter", "motion", "controlnet"), frames=4, batch=2, human_share=0.5, steps=6),
+            Stage("face", ("controlnet_face",), frames=4, batch=2, human_share=1.0, steps=4),
+        ),
+        model="tiny",
+        height=64,
+        width=64,
+        learning_rate=1e-3,
+        workers=0,
+        checkpoint_every=4,
+        sample_every=10,
+        note="shows that training runs; learns nothing to look at",
+    ),
+}

@@ -1,0 +1,143 @@
+"""Harmonic data fusion: batches in which clips of people and of scenes are mixed (X-Dyna, Section 3.4).
+
+All that is random in a clip of a batch is a function of (seed, stage, step, index): not of the process that draws it,
+of how many there are, or of what was drawn before. So a resumed run, and a run on other machines, sees the same.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.utils.data import Dataset
+from xdyna_model.errors import InputError
+from xdyna_model.face_map import draw_face
+from xdyna_model.pose_map import draw_pose
+
+from xdyna_train.clips import Example, ExampleSource, Kind
+from xdyna_train.config import Config, Stage
+
+# A set in which so many clips in a row cannot be read is broken as a whole.
+_MOST_SKIPS = 20
+_FIRST_LATE, _NUM_TIMESTEPS = 600, 1000
+
+
+class Place(NamedTuple):
+    """Which clip of which batch."""
+
+    stage: int
+    step: int
+    index: int
+
+
+@dataclass
+class Batch:
+    """B clips of F frames. Pixels in [-1, 1], maps in [0, 1], float32.
+
+    reference: [B, 3, H, W]. frames: [B, F, 3, H, W]. pose: [B, F, 3, H, W]. face: [B, F, 6, H, W], blank where
+    nobody is seen. clip_pixels: [B, 3, s, s], the reference as CLIP takes it, all zero where the condition is dropped.
+    importance: [B, 1, F, H, W], what a pixel counts in the loss. timesteps, noise_seeds: [B] int64.
+    human: [B] bool. names: of the clips. skipped: why clips could not be read, a line each.
+    """
+
+    reference: Tensor
+    frames: Tensor
+    pose: Tensor
+    face: Tensor
+    clip_pixels: Tensor
+    importance: Tensor
+    timesteps: Tensor
+    noise_seeds: Tensor
+    human: Tensor
+    names: list[str]
+    skipped: list[str]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on another device."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in values.items()})
+
+
+class FusionDataset(Dataset):
+    """Clips by `Place`."""
+
+    def __init__(
+        self, source: ExampleSource, config: Config, seed: int, preprocess: Callable[[np.ndarray], Tensor]
+    ) -> None:
+        """preprocess: the reference, [H, W, 3] uint8, to what the image encoder takes, [3, s, s]."""
+        self._source, self._config, self._seed, self._preprocess = source, config, seed, preprocess
+
+    def __getitem__(self, place: Place) -> Batch:
+        """A batch of one clip. Raises InputError where one clip after another cannot be read."""
+        stage = self._config.stages[place.stage]
+        rng = np.random.default_rng((self._seed, *place))
+        kind, timestep = plan(stage, place, self._seed, self._config.late_share)
+        skipped: list[str] = []
+        while True:
+            try:
+                example = self._source.draw(kind, stage.frames, rng)
+                break
+            except InputError as error:
+                skipped.append(str(error))
+                if len(skipped) == _MOST_SKIPS:
+                    raise InputError(f"{_MOST_SKIPS} clips in a row cannot be read, the last: {error}") from error
+        return self._batch(example, timestep, rng, skipped)
+
+    def _batch(self, example: Example, timestep: int, rng: np.random.Generator, skipped: list[str]) -> Batch:
+        height, width = example.reference.shape[:2]
+        pose = np.stack([draw_pose(person, height, width) for person in example.persons])
+        faces = [draw_face(*pair) for pair in zip(example.face_frames, example.face_persons, strict=True)]
+        local, whole = (np.stack(maps) for maps in zip(*faces, strict=True))  # [F, H, W, 3]
+        config, clip_pixels = self._config, self._preprocess(example.reference)
+        importance = 1 + config.person_weight * example.masks + config.face_weight * local.any(-1)
+        if rng.random() < config.drop_condition:
+            clip_pixels = torch.zeros_like(clip_pixels)
+        return Batch(
+            reference=_pixels(example.reference[None])[0][None] * 2 - 1,
+            frames=_pixels(example.frames)[None] * 2 - 1,
+            pose=_pixels(pose)[None],
+            face=torch.cat([_pixels(local), _pixels(whole)], dim=1)[None],
+            clip_pixels=clip_pixels[None],
+            importance=torch.from_numpy(importance.astype(np.float32))[None, None],
+            timesteps=torch.tensor([timestep]),
+            noise_seeds=torch.tensor([int(rng.integers(2**62))]),
+            human=torch.tensor([example.kind == "human"]),
+            names=[example.name],
+            skipped=skipped,
+        )
+
+
+def plan(stage: Stage, place: Place, seed: int, late_share: float) -> tuple[Kind, int]:
+    """Kind and timestep of a clip. Both are spread evenly over a batch: as many people and scenes, and as many early
+    and late timesteps, as their shares say."""
+    rng = np.random.default_rng((seed, *place[:2]))
+    order, shift = rng.permutation(stage.batch), rng.random(2)
+    kind: Kind = "human" if (place.index + shift[0]) / stage.batch < stage.human_share else "scene"
+    part = (order[place.index] + shift[1]) / stage.batch  # uniform in [0, 1)
+    if part < late_share:
+        return kind, int(_FIRST_LATE + part / late_share * (_NUM_TIMESTEPS - _FIRST_LATE))
+    return kind, int((part - late_share) / (1 - late_share) * _FIRST_LATE)
+
+
+def places(stage: int, steps: range, batch: int, rank: int, world: int, accumulate: int) -> Iterator[list[Place]]:
+    """The micro-batches of one process, in order: `accumulate` a step."""
+    size = batch // (world * accumulate)
+    for step in steps:
+        for micro in range(accumulate):
+            first = (micro * world + rank) * size
+            yield [Place(stage, step, index) for index in range(first, first + size)]
+
+
+def collate(clips: list[Batch]) -> Batch:
+    """Several batches as one."""
+    values = {f.name: [getattr(clip, f.name) for clip in clips] for f in fields(Batch)}
+    return Batch(**{k: torch.cat(v) if isinstance(v[0], Tensor) else list(chain(*v)) for k, v in values.items()})
+
+
+def _pixels(pictures: np.ndarray) -> Tensor:
+    """[N, H, W, 3] uint8 -> [N, 3, H, W] float32 in [0, 1]."""
+    return rearrange(torch.from_numpy(np.ascontiguousarray(pictures)), "n h w c -> n c h w").float() / 255

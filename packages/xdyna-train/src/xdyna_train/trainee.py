@@ -1,0 +1,69 @@
+"""The trained nets as one module, and the parts that stages train or freeze."""
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from xdyna_model.controlnets import control_residuals
+from xdyna_model.pipeline import XDynaPipeline
+
+from xdyna_train.config import Part
+
+
+class Trainee(nn.Module):
+    """Denoiser, ControlNets and image projection of a pipeline, wrapped once for DDP or FSDP."""
+
+    def __init__(self, pipeline: XDynaPipeline) -> None:
+        super().__init__()
+        self.unet = pipeline.unet
+        self.controlnet = pipeline.controlnet
+        self.controlnet_face = pipeline.controlnet_face
+        self.image_projection = pipeline.image_projection
+
+    def forward(
+        self, clip: Tensor, timesteps: Tensor, text: Tensor, image_features: Tensor, pose: Tensor, face: Tensor
+    ) -> Tensor:
+        """The prediction for frames 1..F, [B, C, F, h, w].
+
+        clip: [B, C, 1+F, h, w], frame 0 the clean reference. timesteps: [B]. text: [B, T, E].
+        image_features: [B, L, E'], hidden states of the image encoder. pose: [B, F, 3, H, W]; face: [B, F, 6, H, W].
+        """
+        tokens = self.image_projection(image_features)
+        nets = [(self.controlnet, pose), (self.controlnet_face, face)]
+        down, mid = control_residuals(nets, clip, timesteps, text)
+        return self.unet(clip, timesteps, text, tokens, down, mid).sample[:, :, 1:]
+
+
+def part_of(name: str) -> Part:
+    """The part that a parameter of a `Trainee` belongs to, by its name."""
+    net, _, inner = name.partition(".")
+    match net:
+        case "controlnet" | "controlnet_face" | "image_projection":
+            return net
+        case _ if ".processor.to_q_ref" in inner or ".processor.to_out_ref" in inner:
+            return "adapter"
+        case _ if "motion_modules." in inner:
+            return "motion"
+        case _:
+            return "backbone"
+
+
+def train_only(trainee: Trainee, parts: Iterable[Part]) -> list[nn.Parameter]:
+    """Freezes all other parts; returns the parameters that are trained."""
+    parts, trained = set(parts), []
+    for name, parameter in trainee.named_parameters():
+        parameter.requires_grad_(part_of(name) in parts)
+        if parameter.requires_grad:
+            trained.append(parameter)
+    return trained
+
+
+def frozen_hash(trainee: Trainee) -> str:
+    """SHA-256 over names and bytes of all that is not trained now."""
+    digest = hashlib.sha256()
+    for name, parameter in trainee.named_parameters():
+        if not parameter.requires_grad:
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
