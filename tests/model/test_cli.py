@@ -24,6 +24,7 @@ class Pipeline:
     """Stands in for the model: mixes what it is given with a little noise, and keeps the arguments."""
 
     default_height, default_width = 128, 64
+    default_steps, default_guidance = 25, 7.5
     fault: BaseException | None = None
 
     def __call__(self, photo, conditions, *, num_inference_steps, generator, callback_on_step_end, **options):

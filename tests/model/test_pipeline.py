@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 from xdyna_model.conditions import Conditions
-from xdyna_model.tiny import tiny_pipeline
 from xdyna_model.pipeline import XDynaPipeline
+from xdyna_model.tiny import tiny_pipeline
 
 RANDOM = np.random.default_rng(0)
 PICTURE = RANDOM.integers(0, 256, (96, 80, 3), dtype=np.uint8)

@@ -7,7 +7,7 @@ from xdyna_model.preview import GROUND, LABEL_HEIGHT, MARGIN, PANEL_HEIGHT, cont
 COLOURS = {"reference": (200, 0, 0), "driving": (0, 200, 0), "result": (0, 0, 200)}
 
 
-def streams(count: int = 10, height: int = 64, width: int = 48) -> dict[str, np.ndarray]:
+def streams(count: int = 10, height: int = 100, width: int = 48) -> dict[str, np.ndarray]:
     plain = {name: np.full((count, height, width, 3), colour, np.uint8) for name, colour in COLOURS.items()}
     plain["result"][:, :, :, 0] = np.arange(count)[:, None, None]  # frames can be told apart
     return plain | {"reference": plain["reference"][:1]}
@@ -16,15 +16,18 @@ def streams(count: int = 10, height: int = 64, width: int = 48) -> dict[str, np.
 def test_panels_from_left_to_right() -> None:
     frames = list(map(np.copy, side_by_side(streams())))
     assert len(frames) == 10
+    scale = PANEL_HEIGHT // 100  # small pictures are shown larger, pixel by pixel
     for index, frame in enumerate(frames):
         for column, name in enumerate(COLOURS):
-            left = MARGIN + column * (48 + MARGIN)
-            panel = frame[LABEL_HEIGHT : LABEL_HEIGHT + 64, left : left + 48]
-            np.testing.assert_array_equal(panel, streams()[name][min(index, len(streams()[name]) - 1)])
+            left = MARGIN + column * (48 * scale + MARGIN)
+            panel = frame[LABEL_HEIGHT : LABEL_HEIGHT + 100 * scale, left : left + 48 * scale]
+            np.testing.assert_array_equal(
+                panel[::scale, ::scale], streams()[name][min(index, len(streams()[name]) - 1)]
+            )
 
 
 def test_every_panel_has_its_title() -> None:
-    strip = next(side_by_side(streams()))[:LABEL_HEIGHT]
+    strip = next(side_by_side(streams(height=300)))[:LABEL_HEIGHT]
     for column in range(3):
         left = MARGIN + column * (48 + MARGIN)
         assert (strip[:, left : left + 48] != GROUND).any()
@@ -41,7 +44,7 @@ def test_sides_are_even_and_bounded(height: int, width: int) -> None:
 @pytest.mark.parametrize(("count", "columns"), [(1, 1), (4, 4), (100, 6)])
 def test_contact_sheet_is_evenly_spaced(count: int, columns: int) -> None:
     sheet = np.asarray(contact_sheet(streams(count)))
-    row = sheet[LABEL_HEIGHT + 2 * (64 + MARGIN) + 32]  # through the middle of the results
+    row = sheet[LABEL_HEIGHT + 2 * (100 + MARGIN) + 50]  # through the middle of the results
     shown = [int(red) for red, _, blue in row if blue == 200]
     assert shown[::48] == np.linspace(0, count - 1, columns).round().astype(int).tolist()
     assert len(shown) == 48 * columns

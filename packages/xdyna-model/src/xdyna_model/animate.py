@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,11 @@ def animate(job: Job, say: Say = print) -> None:
             check_length(path, job.length)
     with _progress() as stage:
         pipeline = load(job, device, dtype, say)
+        job = replace(
+            job,
+            steps=pipeline.default_steps if job.steps is None else job.steps,
+            guidance=pipeline.default_guidance if job.guidance is None else job.guidance,
+        )
         height, width = choose_size(job, pipeline.default_height, pipeline.default_width)
         motion = read_motion(job, height, width, stage)
         if motion.gaps:

@@ -50,10 +50,16 @@ def animate(
     frames: Annotated[
         int | None, typer.Option(min=1, help="Frames to make. Default: as many as the video has.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, max=999, help="Denoising steps.")] = 25,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=999, help="Denoising steps. Default: the model's, 25 for the released.")
+    ] = None,
     guidance: Annotated[
-        float, typer.Option(help="Classifier-free guidance; 1 and below turn it off, at half the cost.")
-    ] = 7.5,
+        float | None,
+        typer.Option(
+            help="Classifier-free guidance; 1 and below turn it off, at half the cost. Default: the model's, 7.5 for "
+            "the released."
+        ),
+    ] = None,
     width: Annotated[int | None, typer.Option(help="Width in pixels, a multiple of 8. Default: the model's.")] = None,
     height: Annotated[int | None, typer.Option(help="Height in pixels, a multiple of 8. Default: the model's.")] = None,
     seed: Annotated[

@@ -63,15 +63,8 @@ def fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
     too wide a one loses the same on both sides: the cut of the released code. Scaling is antialiased.
     image: [H, W, 3] uint8. Returns [height, width, 3] uint8.
     """
-    h, w = image.shape[:2]
-    if w * height < width * h:
-        keep = max(1, w * height // width)
-        top = (h - keep) // 4
-        image = image[top : top + keep]
-    else:
-        keep = max(1, h * width // height)
-        left = (w - keep) // 2
-        image = image[:, left : left + keep]
+    left, top, right, bottom = crop_box(*image.shape[:2], height, width)
+    image = image[top:bottom, left:right]
     if image.shape[:2] == (height, width):
         return np.ascontiguousarray(image)
     shrinks = height <= image.shape[0]
@@ -79,6 +72,17 @@ def fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
         (width, height), Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC
     )
     return np.asarray(picture)
+
+
+def crop_box(h: int, w: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """What `fit` keeps of a picture of h x w pixels: left, top, right and bottom, the last two outside of it."""
+    if w * height < width * h:
+        keep = max(1, w * height // width)
+        top = (h - keep) // 4
+        return 0, top, w, top + keep
+    keep = max(1, h * width // height)
+    left = (w - keep) // 2
+    return left, 0, left + keep, h
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

@@ -17,7 +17,8 @@ VIDEOS = ("driving", "pose", "face_local", "face_global")
 
 @dataclass(frozen=True)
 class Job:
-    """The options of `xdyna animate`, by the same names; None where nothing was asked for.
+    """The options of `xdyna animate`, by the same names; None where nothing was asked for. Steps and guidance are
+    the model's own then.
 
     Sizes are pixels, fps frames per second of the result; `loop` lets the windows of a long video wrap from its end
     to its start.
@@ -31,8 +32,8 @@ class Job:
     dwpose: Path | None = None
     model: str | None = None
     frames: int | None = None
-    steps: int = 25
-    guidance: float = 7.5
+    steps: int | None = None
+    guidance: float | None = None
     width: int | None = None
     height: int | None = None
     seed: int = 42
@@ -84,7 +85,7 @@ def check_job(job: Job) -> None:
         check_output(path)
         if path.exists() and any(path.samefile(taken) for taken in inputs):
             raise InputError(f"{path}: is an input and would be overwritten; choose another --out")
-    if not 0 <= job.guidance < math.inf:
+    if job.guidance is not None and not 0 <= job.guidance < math.inf:
         raise InputError(
             f"--guidance {job.guidance}: must be a number of at least 0, such as 7.5; 1 and below turn it off"
         )

@@ -21,6 +21,8 @@ from xdyna_model.errors import InputError
 from xdyna_model.image_tokens import ImageProjection
 from xdyna_model.outputs import staged_folder
 from xdyna_model.pipeline import XDynaPipeline
+from xdyna_model.pixel_codec import PixelCodec
+from xdyna_model.positional_unet import PositionalUNet
 from xdyna_model.sampling import released_scheduler
 from xdyna_model.unet import XDynaUNet
 
@@ -34,6 +36,8 @@ _WEIGHTS: dict[str, type] = {
     "image_encoder": CLIPVisionModelWithProjection,
     "image_projection": ImageProjection,
 }
+# What these may be instead, where the folder's index names it.
+_ALTERNATIVES: dict[str, type] = {"vae": PixelCodec, "unet": PositionalUNet}
 _REPORTS = {"missing": "missing_keys", "unexpected": "unexpected_keys", "wrong shape of": "mismatched_keys"}
 _MOST_NAMED = 5  # of the tensors that are wrong; the rest are counted
 
@@ -47,11 +51,10 @@ def load_pipeline(source: str | Path, dtype: torch.dtype = torch.float32) -> XDy
     """
     folder = _local_folder(source)
     index = _read_index(folder)
-    if absent := [
-        name for name in inspect.signature(XDynaPipeline.__init__).parameters if name not in {*index, "self"}
-    ]:
+    components = [p.name for p in inspect.signature(XDynaPipeline.__init__).parameters.values() if p.default is p.empty]
+    if absent := [name for name in components if name not in {*index, "self"}]:
         raise InputError(f"{folder}: not an X-Dyna pipeline, model_index.json lacks {', '.join(absent)}")
-    modules = {name: _load_component(kind, folder / name, dtype) for name, kind in _WEIGHTS.items()}
+    modules = {name: _load_component(_kind(name, index), folder / name, dtype) for name in _WEIGHTS}
     modules["tokenizer"] = _load_tokenizer(folder / "tokenizer")
     try:
         return XDynaPipeline.from_pretrained(folder, **modules)
@@ -192,6 +195,12 @@ def _load_component(kind: Any, folder: Path, dtype: torch.dtype = torch.float32)
     with _naming(folder):
         _check_finite(module.state_dict().items())
     return module
+
+
+def _kind(name: str, index: dict[str, Any]) -> type:
+    """The class of a component: of the few that this package knows, never one that a folder brings along."""
+    other = _ALTERNATIVES.get(name)
+    return other if other is not None and index[name][1:] == [other.__name__] else _WEIGHTS[name]
 
 
 def _load_tokenizer(folder: Path) -> CLIPTokenizer:

@@ -54,6 +54,7 @@ class XDynaPipeline(DiffusionPipeline):
 
     unet: the `XDynaUNet`. controlnet, controlnet_face: the pose and the S-Face `ControlNetModel`s.
     image_encoder, feature_extractor, image_projection: CLIP and the resampler that make the image tokens.
+    default_steps, default_guidance: what a call takes that does not say, saved with the model; the released one's.
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->image_projection->unet->vae"
@@ -72,8 +73,11 @@ class XDynaPipeline(DiffusionPipeline):
         feature_extractor: CLIPImageProcessorPil,
         image_projection: ImageProjection,
         scheduler: DDIMScheduler,
+        default_steps: int = 25,
+        default_guidance: float = 7.5,
     ):
         super().__init__()
+        self.register_to_config(default_steps=default_steps, default_guidance=default_guidance)
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,
@@ -102,6 +106,16 @@ class XDynaPipeline(DiffusionPipeline):
     def default_width(self) -> int:
         """Width in pixels that the denoiser was made for."""
         return _sides(self.unet.config["sample_size"])[1] * self.vae_scale_factor
+
+    @property
+    def default_steps(self) -> int:
+        """Denoising steps where a call does not say."""
+        return self.config["default_steps"]
+
+    @property
+    def default_guidance(self) -> float:
+        """Guidance where a call does not say."""
+        return self.config["default_guidance"]
 
     @torch.no_grad()
     def encode(
@@ -270,8 +284,8 @@ class XDynaPipeline(DiffusionPipeline):
         *,
         prompt: str = "",
         negative_prompt: str = "",
-        num_inference_steps: int = 25,
-        guidance_scale: float = 7.5,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         window_size: int = 16,
         window_overlap: int = 4,
         wrap: bool = True,
@@ -287,7 +301,9 @@ class XDynaPipeline(DiffusionPipeline):
             reference: the picture to animate, RGB of any size (uint8 [H, W, 3] as an array); it is cropped and
                 scaled to the size of the conditions.
             conditions: pose and face maps of the frames to make; their size is the size of the result.
-            guidance_scale: strength of classifier-free guidance; up to 1 there is none, at half the cost.
+            num_inference_steps: None is the model's own, 25 for the released one.
+            guidance_scale: strength of classifier-free guidance; up to 1 there is none, at half the cost. None is the
+                model's own, 7.5 for the released one.
             window_size, window_overlap, wrap, latents, callback_on_step_end: see `denoise`.
             generator: source of all randomness. One seed on one device gives the same result, bit for bit.
             output_type: "pil", "np", "pt" or "latent".
@@ -295,6 +311,8 @@ class XDynaPipeline(DiffusionPipeline):
         Raises:
             ValueError: a number or a size is out of its range.
         """
+        num_inference_steps = self.default_steps if num_inference_steps is None else num_inference_steps
+        guidance_scale = self.default_guidance if guidance_scale is None else guidance_scale
         guidance = guidance_scale > 1
         self._check(conditions, num_inference_steps, window_size, output_type)
         encoded = self.encode(

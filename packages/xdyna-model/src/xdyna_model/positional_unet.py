@@ -10,12 +10,14 @@ from torch import Tensor
 
 from xdyna_model.unet import XDynaUNet, with_released_defaults
 
-FREQUENCIES = (0.25, 0.5, 1.0, 2.0)  # cycles over the longer side
+FREQUENCIES = (0.25, 0.5, 1.0, 2.0, 4.0)  # cycles over the longer side
+# Louder than the latents, which are noise at first and many more channels.
+AMPLITUDE = 3.0
 NUM_POSITION_CHANNELS = 4 * len(FREQUENCIES) + 1
 
 
 def position_channels(height: int, width: int) -> Tensor:
-    """Sines and cosines of both coordinates, [16, height, width] float32; square pixels, the origin at the top left."""
+    """Sines and cosines of both coordinates, [20, height, width] float32; square pixels, the origin at the top left."""
     scale = 2 * torch.pi / max(height, width)
     rows, columns = (scale * (torch.arange(n, dtype=torch.float32) + 0.5) for n in (height, width))
     waves = [
@@ -24,14 +26,14 @@ def position_channels(height: int, width: int) -> Tensor:
         for axis in (rows[:, None], columns[None])
         for wave in (torch.sin, torch.cos)
     ]
-    return torch.stack([wave.expand(height, width) for wave in waves])
+    return AMPLITUDE * torch.stack([wave.expand(height, width) for wave in waves])
 
 
 class PositionalUNet(XDynaUNet):
-    """`XDynaUNet` whose input has sixteen sinusoids of the place and a flag on the reference beside the latents.
+    """`XDynaUNet` whose input has twenty sinusoids of the place and a flag on the reference beside the latents.
 
     From scratch, attention does not find "the same place in the reference" without them. Takes the configuration of
-    `XDynaUNet`; `in_channels` counts the latents' channels and the seventeen together.
+    `XDynaUNet`; `in_channels` counts the latents' channels and the twenty-one together.
     """
 
     @register_to_config
@@ -44,5 +46,5 @@ class PositionalUNet(XDynaUNet):
         batch, _, frames, height, width = sample.shape
         places = position_channels(height, width).to(sample)[None, :, None].expand(batch, -1, frames, -1, -1)
         flag = torch.zeros_like(sample[:, :1])
-        flag[:, :, 0] = 1
+        flag[:, :, 0] = AMPLITUDE
         return super().forward(torch.cat([sample, places, flag], dim=1), *args, **kwargs)

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 Streams = Mapping[str, np.ndarray]  # title -> [F, H, W, 3] uint8, or [1, H, W, 3] where it stands still
 
-PANEL_HEIGHT = 448  # pixels; larger pictures are scaled down to it
+PANEL_HEIGHT = 448  # pixels; larger pictures are scaled down to it, much smaller ones by a whole factor up
 SHEET_PANEL_HEIGHT = 160
 LABEL_HEIGHT = 22
 LABEL_WIDTH = 84
@@ -59,15 +59,16 @@ def _length(streams: Streams) -> int:
 
 
 def _panel(streams: Streams, limit: int) -> tuple[int, int]:
-    """(height, width) of one panel: that of the first stream, scaled down to a height of at most `limit`."""
+    """(height, width) of one panel: that of the first stream, in a scale that brings its height near `limit`."""
     height, width = next(iter(streams.values())).shape[1:3]
-    scale = min(1.0, limit / height)
+    scale = limit / height if height > limit else limit // height
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _picture(frames: np.ndarray, index: int, height: int, width: int) -> Image.Image:
     picture = Image.fromarray(frames[min(index, len(frames) - 1)])
-    return picture if picture.size == (width, height) else picture.resize((width, height), Image.Resampling.LANCZOS)
+    how = Image.Resampling.LANCZOS if picture.height > height else Image.Resampling.NEAREST
+    return picture if picture.size == (width, height) else picture.resize((width, height), how)
 
 
 def _write(sheet: Image.Image, text: str, left: int, top: int, width: int) -> None:
