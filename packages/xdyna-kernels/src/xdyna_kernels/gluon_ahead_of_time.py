@@ -1,0 +1,134 @@
+"""What the Gluon kernel compiles to for sm_90, found without a GPU, and what it must be.
+
+Its speed hangs on an order that the compiler is free to change: the values' product must still be under way while the
+softmax runs. So besides spills and shared memory, the loop over the keys is held to its matrix instructions and waits.
+
+python -m xdyna_kernels.gluon_ahead_of_time tests/kernels/golden/gluon.json    records the figures
+"""
+
+import json
+import re
+import sys
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.experimental.gluon._runtime import GluonASTSource
+
+from .ahead_of_time import SHARED_LIMIT, disassemble
+from .gluon_forward import KEYS_AND_STAGES, LAYOUT, QUERIES, attend_constants, block
+from .gluon_kernel import attend_kernel
+
+NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+INSTRUCTION_SLACK = 8  # that the loop may grow above its recorded length
+
+
+@dataclass(frozen=True)
+class Figures:
+    spills: int  # LDL and STL instructions
+    stack: int  # bytes per thread
+    shared: int  # bytes per program
+    instructions: int  # in the loop over the keys, each of which takes an issue slot of every warp
+    products: dict[str, int]  # matrix instructions of the loop, by shape
+    order: str  # of the loop's matrix instructions (Q K^T, P V), exponentials and waits; repeats once
+
+
+def compile_forward(D: int, dtype: torch.dtype = torch.bfloat16) -> list[Figures]:
+    """Figures of the kernel for heads of `D` channels, one for the loop of each warpgroup. About two seconds."""
+    constants = attend_constants(D)
+    signature, attributes = {}, {}
+    for position, name in enumerate(attend_kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in attend_kernel.do_not_specialize:
+            signature[name] = "i32"
+        elif name == "scale":
+            signature[name] = "fp32"
+        elif name in ("both", "lse"):
+            signature[name] = "*fp32" if name == "lse" else f"*{NAMES[dtype]}"
+            attributes[(position,)] = [["tt.divisibility", 16]]
+        else:
+            rows = QUERIES if name in ("q", "qr") else constants["KEYS"]
+            signature[name] = f"tensordesc<{NAMES[dtype]}{block(rows, D)},{LAYOUT!r}>"  # as Triton does at a launch
+    source = GluonASTSource(attend_kernel, signature, constants, attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+    usage, code = disassemble(compiled.asm["cubin"])
+    return [
+        Figures(
+            spills=len(re.findall(r"\b(?:LDL|STL)\b", code)),
+            stack=int(re.findall(r"STACK:(\d+)", usage)[0]),
+            shared=compiled.metadata.shared,
+            instructions=len(loop),
+            products=dict(Counter(re.findall(r"HGMMA\.(\w+)", "\n".join(loop)))),
+            order=_order(loop),
+        )
+        for loop in _loops(code)
+    ]
+
+
+def _loops(code: str) -> list[list[str]]:
+    """The instructions of each innermost loop with exponentials in it."""
+    instructions, labels, found = [], {}, []
+    for line in code.splitlines():
+        if label := re.match(r"(\.L_x_\d+):", line):
+            labels[label[1]] = len(instructions)
+        elif match := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", line):
+            instructions.append(match[1])
+            target = re.search(r"BRA.*(\.L_x_\d+)", match[1])
+            if target and target[1] in labels:
+                found.append((labels[target[1]], len(instructions)))
+    found = [(a, b) for a, b in found if any("MUFU.EX2" in x for x in instructions[a:b])]
+    # Code that is out of line jumps back into the middle of a loop, which is no loop.
+    inner = [(a, b) for a, b in found if not any((a <= c and d < b) or (c < a < d < b) for c, d in found)]
+    return [[x for x in instructions[a:b] if x != "NOP"] for a, b in inner]
+
+
+def _order(loop: list[str]) -> str:
+    words = []
+    for line in loop:
+        if "HGMMA" in line:
+            word = "PV" if ".tnspB" in line else "QK"  # values lie transposed
+        elif "MUFU.EX2" in line:
+            word = "exp"
+        elif "TRYWAIT" in line:
+            word = "barrier"
+        elif wait := re.search(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x(\d)", line):
+            word = f"wait({wait[1]})"
+        else:
+            continue
+        if words[-1:] != [word]:
+            words.append(word)
+    return " ".join(words)
+
+
+def faults(found: Figures, recorded: Figures) -> list[str]:
+    """What is wrong with the compiled kernel, one line each; empty if it may be used."""
+    wrong = []
+    if found.spills or found.stack:
+        wrong.append(f"spills: {found.spills} LDL/STL, {found.stack} bytes of stack")
+    if found.shared > SHARED_LIMIT["sm_90"]:
+        wrong.append(f"shared memory: {found.shared} bytes, sm_90 has {SHARED_LIMIT['sm_90']}")
+    if found.products != recorded.products:
+        wrong.append(f"matrix instructions: {found.products}, recorded {recorded.products}")
+    if found.order != recorded.order:
+        wrong.append(f"order: {found.order}, recorded {recorded.order}")
+    if found.instructions > recorded.instructions + INSTRUCTION_SLACK:
+        wrong.append(f"instructions: {found.instructions}, recorded {recorded.instructions}")
+    return wrong
+
+
+def read_golden(path: Path) -> dict[int, Figures]:
+    """Recorded figures by D."""
+    return {int(D): Figures(**row) for D, row in json.loads(path.read_text())["attend"].items()}
+
+
+def main(path: Path) -> None:
+    rows = ",\n".join(f'  "{D}": {json.dumps(asdict(compile_forward(D)[0]))}' for D in KEYS_AND_STAGES)
+    path.write_text(f'{{"triton": "{triton.__version__}", "attend": {{\n{rows}\n}}}}\n')
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

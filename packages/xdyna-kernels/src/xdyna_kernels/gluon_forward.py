@@ -1,0 +1,66 @@
+"""Attention over both branches by the Gluon kernel: as `triton_forward.attend`, for Hopper and D = 40, 80 and 160.
+
+Never run on a GPU. It is compiled for sm_90 and held to its machine code, and run on CPU tensors through a stand-in for
+Gluon's operations; races of memory and wrong layouts can only show on a GPU.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from .gluon_kernel import attend_kernel
+from .triton_forward import LOG2_E, readable
+
+QUERIES = 64  # rows of one warpgroup; a program has two
+KEYS_AND_STAGES = {40: (128, 4), 80: (128, 2), 160: (64, 2)}  # by D; keys of one step, steps in shared memory
+DTYPES = (torch.float16, torch.bfloat16)
+LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=5)  # of a block in shared memory
+
+
+def attend_constants(D: int) -> dict[str, int]:
+    """The compile-time arguments of `attend_kernel`."""
+    D0 = 1 << (D.bit_length() - 1)
+    keys, stages = KEYS_AND_STAGES[D]
+    return {"D": D, "D0": D0, "D1": max(16, D - D0), "QUERIES": QUERIES, "KEYS": keys, "STAGES": stages}
+
+
+def block(rows: int, D: int) -> list[int]:
+    """What one copy brings of a [B, F, H, rows, D]; past D and past the last row it brings zeros."""
+    return [1, 1, 1, rows, 1 << (D - 1).bit_length()]
+
+
+def _describe(x: Tensor, rows: int) -> TensorDescriptor:
+    """`x` [B, F, N, H, D] for copies of `rows` tokens of a head; `x` is copied first if it cannot be read in place."""
+    if 0 in x.stride():
+        x = x.clone(memory_format=torch.contiguous_format)
+    x = readable(x).transpose(2, 3)
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), block(rows, x.shape[-1]), LAYOUT)
+
+
+def attend(
+    q: Tensor,  # [B, F, N, H, D]
+    k: Tensor,  # [B, F, N, H, D]
+    v: Tensor,  # [B, F, N, H, D]
+    q_ref: Tensor,  # [B, F, N, H, D]
+    k_ref: Tensor,  # [B, M, H, D]
+    v_ref: Tensor,  # [B, M, H, D]
+    scale: float,
+) -> tuple[Tensor, Tensor]:  # [B*F, N, 2*H*D] own | reference; [B*F, 2*H, N] natural log of sum of exp, float32
+    """softmax(scale q k^T) v of both branches, side by side."""
+    B, F, N, H, D = q.shape
+    constants = attend_constants(D)
+    queries = [_describe(x, QUERIES) for x in (q, q_ref)]
+    keys = [_describe(x, constants["KEYS"]) for x in (k, v, k_ref[:, None], v_ref[:, None])]
+    tensors: list[Any] = [queries[0], keys[0], keys[1], queries[1], keys[2], keys[3]]
+    both = q.new_empty(B * F, N, 2 * H * D)
+    lse = q.new_empty(B * F, 2 * H, N, dtype=torch.float32)
+    programs = math.ceil(N / (2 * QUERIES)) * 2 * H * B * F
+    with torch.cuda.device_of(q):  # Triton launches on the current device, which may be another
+        attend_kernel[(programs,)](
+            *tensors, both, lse, scale * LOG2_E, F, N, k_ref.shape[1], H, **constants, num_warps=4
+        )
+    return both, lse

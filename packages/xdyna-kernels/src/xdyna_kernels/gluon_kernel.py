@@ -1,0 +1,236 @@
+"""The Gluon kernel of attention over both branches, for Hopper: what the Triton kernel computes, scheduled by hand.
+
+A program takes 128 queries of one head in one branch. A producer warp copies keys and values into shared memory (TMA),
+and two warpgroups take 64 queries each. Both run as FlashAttention-3 does within a warpgroup (Shah et al. 2024,
+Section 3.2): the next scores are issued before the last values are waited for, so that the tensor cores work under the
+softmax. Unlike it, a head of 40, 80 or 160 channels is not padded: 32 + 16, 64 + 16 or 128 + 32 are multiplied.
+
+A `ring` is (tiles, full, free): stages of shared memory, and a barrier for each that it has been filled, or left.
+"""
+
+# A type checker sees neither Gluon's hidden arguments nor that its constexprs are values.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportOperatorIssue=false
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+
+@gluon.jit
+def _fill(source, b, f, h, row, ring, step, STAGES: gl.constexpr):
+    """Copies a block of rows of `source` into the ring's next stage, when its last reader has left."""
+    tiles, full, free = ring
+    stage = step % STAGES
+    mbarrier.wait(free.index(stage), (step // STAGES + 1) & 1)  # of a stage never filled, the phase before is over
+    mbarrier.expect(full.index(stage), source.block_type.nbytes)
+    tma.async_copy_global_to_shared(source, [b, f, h, row, 0], full.index(stage), tiles.index(stage))
+
+
+@gluon.jit
+def _wait_full(ring, step, STAGES: gl.constexpr, pred=True):
+    mbarrier.wait(ring[1].index(step % STAGES), (step // STAGES) & 1, pred=pred)
+
+
+@gluon.jit
+def _produce(
+    q, k, v, f_keys, q_tiles, q_full, k_ring, v_ring, b, f, h, first_row, n_keys,
+    QUERIES: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    mbarrier.expect(q_full, 2 * q.block_type.nbytes)
+    for half in gl.static_range(2):
+        tma.async_copy_global_to_shared(q, [b, f, h, first_row + half * QUERIES, 0], q_full, q_tiles.index(half))
+    steps = (n_keys + KEYS - 1) // KEYS
+    for step in range(steps):
+        row = (steps - 1 - step) * KEYS
+        _fill(k, b, f_keys, h, row, k_ring, step, STAGES)
+        _fill(v, b, f_keys, h, row, v_ring, step, STAGES)
+
+
+@gluon.jit
+def _produce_own_or_reference(
+    own, q, k, v, qr, kr, vr, q_tiles, q_full, k_ring, v_ring, b, f, h, first_row, n_keys,
+    QUERIES: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    if own:
+        _produce(
+            q, k, v, f, q_tiles, q_full, k_ring, v_ring, b, f, h, first_row, n_keys, QUERIES, KEYS, STAGES
+        )  # fmt: skip
+    else:
+        _produce(
+            qr, kr, vr, 0, q_tiles, q_full, k_ring, v_ring, b, f, h, first_row, n_keys, QUERIES, KEYS, STAGES
+        )  # fmt: skip
+
+
+@gluon.jit
+def _issue_scores(q, k_ring, step, zeros, D0: gl.constexpr, D1: gl.constexpr, STAGES: gl.constexpr):
+    """q k^T of this step's keys, not waited for."""
+    k = k_ring[0].index(step % STAGES).reshape([zeros.shape[1], q.shape[1]]).permute((1, 0))
+    scores = warpgroup_mma(q.slice(0, D0, 1), k.slice(0, D0, 0), zeros, use_acc=False, is_async=True)
+    return warpgroup_mma(q.slice(D0, D1, 1), k.slice(D0, D1, 0), scores, is_async=True)
+
+
+@gluon.jit
+def _issue_values(weights, v_ring, step, out0, out1, layout1: gl.constexpr, WIDTH: gl.constexpr, STAGES: gl.constexpr):
+    """out + weights v of this step's values, not waited for."""
+    v = v_ring[0].index(step % STAGES).reshape([weights.shape[1], WIDTH])
+    D0: gl.constexpr = out0.shape[1]
+    D1: gl.constexpr = out1.shape[1]
+    out0 = warpgroup_mma(weights, v.slice(0, D0, 1), out0, is_async=True)
+    weights = gl.convert_layout(weights, gl.DotOperandLayout(0, layout1, 2))
+    out1 = warpgroup_mma(weights, v.slice(D0, D1, 1), out1, is_async=True)
+    return out0, out1
+
+
+@gluon.jit
+def _softmax(scores, top, total, scale):
+    """The weights of a block of keys; running maximum and sum with it; what older sums shrink by."""
+    new_top = gl.maximum(top, gl.max(scores, 1) * scale)
+    weights = gl.exp2(scores * scale - gl.expand_dims(new_top, 1))
+    shrink = gl.exp2(top - new_top)
+    return weights, new_top, total * shrink + gl.sum(weights, 1), shrink
+
+
+@gluon.jit
+def _times_rows(values, factors, layout: gl.constexpr):
+    return values * gl.expand_dims(gl.convert_layout(factors, gl.SliceLayout(1, layout)), 1)
+
+
+@gluon.jit
+def _store(base, values, first_row, n_rows, row, first_column, n_columns, layout: gl.constexpr):
+    rows = gl.expand_dims(first_row + gl.arange(0, values.shape[0], gl.SliceLayout(1, layout)), 1)
+    columns = gl.expand_dims(first_column + gl.arange(0, values.shape[1], gl.SliceLayout(0, layout)), 0)
+    at = base + rows.to(gl.int64) * row + columns
+    gl.store(at, values.to(base.dtype.element_ty), mask=(rows < n_rows) & (columns < n_columns))
+
+
+@gluon.jit
+def _consume(
+    q, q_full, k_ring, v_ring, both, lse, scale, first_row, N, n_keys, both_row,
+    D: gl.constexpr, D0: gl.constexpr, D1: gl.constexpr,
+    QUERIES: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """One warpgroup: its queries over all keys."""
+    of_scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
+    of_out0: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D0, 16])
+    of_out1: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D1, 16])
+    of_weights: gl.constexpr = gl.DotOperandLayout(0, of_out0, 2)
+    of_rows: gl.constexpr = gl.SliceLayout(1, of_scores)
+    zeros = gl.zeros([QUERIES, KEYS], gl.float32, of_scores)
+    out0 = gl.zeros([QUERIES, D0], gl.float32, of_out0)
+    out1 = gl.zeros([QUERIES, D1], gl.float32, of_out1)
+    top = gl.full([QUERIES], float("-inf"), gl.float32, of_rows)
+    total = gl.zeros([QUERIES], gl.float32, of_rows)
+    WIDTH: gl.constexpr = q.shape[1]
+    steps = (n_keys + KEYS - 1) // KEYS
+
+    mbarrier.wait(q_full, 0)
+    _wait_full(k_ring, 0, STAGES)
+    scores = warpgroup_mma_wait(0, deps=(_issue_scores(q, k_ring, 0, zeros, D0, D1, STAGES),))
+    mbarrier.arrive(k_ring[2].index(0))
+    # Blocks of keys come last first: the one that may be short is masked here, outside the loop.
+    keys = (steps - 1) * KEYS + gl.arange(0, KEYS, gl.SliceLayout(0, of_scores))
+    scores = gl.where(gl.expand_dims(keys < n_keys, 0), scores, float("-inf"))
+    weights, top, total, _ = _softmax(scores, top, total, scale)
+    weights = gl.convert_layout(weights.to(q.dtype), of_weights)
+    _wait_full(k_ring, 1, STAGES, steps > 1)
+
+    for step in range(1, steps):
+        last = step - 1
+        issued = _issue_scores(q, k_ring, step, zeros, D0, D1, STAGES)
+        _wait_full(v_ring, last, STAGES)
+        sums0, sums1 = _issue_values(weights, v_ring, last, out0, out1, of_out1, WIDTH, STAGES)
+        scores = warpgroup_mma_wait(2, deps=(issued,))
+        mbarrier.arrive(k_ring[2].index(step % STAGES))
+        new_weights, top, total, shrink = _softmax(scores, top, total, scale)
+        # Here and not at the loop's head: past this loop of its own, ptxas cannot move the wait below before the exps.
+        _wait_full(k_ring, step + 1, STAGES, step + 1 < steps)
+        out0, out1 = warpgroup_mma_wait(0, deps=(sums0, sums1))
+        mbarrier.arrive(v_ring[2].index(last % STAGES))
+        weights = gl.convert_layout(new_weights.to(q.dtype), of_weights)
+        out0 = _times_rows(out0, shrink, of_out0)
+        out1 = _times_rows(out1, shrink, of_out1)
+
+    _wait_full(v_ring, steps - 1, STAGES)
+    sums0, sums1 = _issue_values(weights, v_ring, steps - 1, out0, out1, of_out1, WIDTH, STAGES)
+    out0, out1 = warpgroup_mma_wait(0, deps=(sums0, sums1))
+    _store(both, _times_rows(out0, 1 / total, of_out0), first_row, N, both_row, 0, D, of_out0)
+    _store(both, _times_rows(out1, 1 / total, of_out1), first_row, N, both_row, D0, D, of_out1)
+    rows = first_row + gl.arange(0, QUERIES, of_rows)
+    gl.store(lse + rows, (top + gl.log2(total)) * 0.6931471805599453, mask=rows < N)
+
+
+@gluon.jit(do_not_specialize=["F", "N", "M", "H"])
+def attend_kernel(
+    q,  # descriptors of [B, F, H, N, D]
+    k,
+    v,
+    qr,
+    kr,  # [B, 1, H, M, D]
+    vr,
+    both,  # [B*F, N, 2*H*D]
+    lse,  # [B*F, 2*H, N]
+    scale,  # of the scores, times log2 e
+    F,
+    N,
+    M,
+    H,
+    D: gl.constexpr,
+    D0: gl.constexpr,  # D0 + D1 >= D, powers of two
+    D1: gl.constexpr,
+    QUERIES: gl.constexpr,
+    KEYS: gl.constexpr,
+    STAGES: gl.constexpr,
+):
+    """Two blocks of queries of one head of one frame, in one branch: own or reference."""
+    blocks = (N + 2 * QUERIES - 1) // (2 * QUERIES)
+    first_row = gl.program_id(0) % blocks * (2 * QUERIES)
+    head_of_both = gl.program_id(0) // blocks % (2 * H)
+    frame_of_all = gl.program_id(0) // blocks // (2 * H)
+    own = head_of_both < H
+    n_keys = gl.where(own, N, M)
+    both_row = 2 * H * D
+    both += frame_of_all.to(gl.int64) * N * both_row + head_of_both * D
+    lse += (frame_of_all.to(gl.int64) * 2 * H + head_of_both) * N
+
+    WIDTH: gl.constexpr = q.block_shape[4]
+    barriers: gl.constexpr = mbarrier.MBarrierLayout()
+    q_tiles = gl.allocate_shared_memory(q.dtype, [2, 1, 1, 1, QUERIES, WIDTH], q.layout)
+    k_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, 1, KEYS, WIDTH], k.layout)
+    v_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, 1, KEYS, WIDTH], k.layout)
+    q_full = gl.allocate_shared_memory(gl.int64, [1], barriers)
+    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barriers)
+    k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barriers)
+    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barriers)
+    v_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barriers)
+    mbarrier.init(q_full, count=1)
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(k_full.index(stage), count=1)
+        mbarrier.init(v_full.index(stage), count=1)
+        mbarrier.init(k_free.index(stage), count=2)  # both warpgroups
+        mbarrier.init(v_free.index(stage), count=2)
+    fence_async_shared()
+    k_ring = (k_tiles, k_full, k_free)
+    v_ring = (v_tiles, v_full, v_free)
+
+    q0 = q_tiles.index(0).reshape([QUERIES, WIDTH])
+    q1 = q_tiles.index(1).reshape([QUERIES, WIDTH])
+    gl.warp_specialize(
+        [
+            (_consume, (q0, q_full, k_ring, v_ring, both, lse, scale, first_row, N, n_keys, both_row,
+                        D, D0, D1, QUERIES, KEYS, STAGES)),
+            (_consume, (q1, q_full, k_ring, v_ring, both, lse, scale, first_row + QUERIES, N, n_keys, both_row,
+                        D, D0, D1, QUERIES, KEYS, STAGES)),
+            (_produce_own_or_reference, (own, q, k, v, qr, kr, vr, q_tiles, q_full, k_ring, v_ring,
+                                         frame_of_all // F, frame_of_all % F, head_of_both % H, first_row, n_keys,
+                                         QUERIES, KEYS, STAGES)),
+        ],
+        [4, 1],  # warps of the second warpgroup and of the producer
+        [240, 24],  # registers of a thread
+    )  # fmt: skip
