@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ from xdyna_model.errors import InputError
 
 from xdyna_train import evaluation_figures as figures
 from xdyna_train.ablations import CONTROLS
-from xdyna_train.evaluation_cases import FRAMES, Case, draw_cases, read_out_rng
-from xdyna_train.evaluation_figures import Comparison, Figure, Measured, colour_errors, measure, unit
-from xdyna_train.metrics.expression import ReadOut, fit_read_out
+from xdyna_train.evaluation_benchmark import Benchmark
+from xdyna_train.evaluation_cases import Case
+from xdyna_train.evaluation_figures import Comparison, Figure, Measured
 from xdyna_train.metrics.intervals import bootstrap
 
 # Called before each part of the work with its name and number of clips; gives what to call after each clip.
@@ -32,14 +33,14 @@ OWN_FIGURES: Mapping[str, Sequence[Figure]] = {
 @dataclass(frozen=True)
 class Row:
     """A figure of the table. low, high: 95 % interval over identities. truth, copy: the same figure of the truth itself
-    and of the copied reference, None where that says nothing. passed: None without a bar."""
+    and of the copied reference. passed: None without a bar."""
 
     name: str
     value: float
     low: float
     high: float
-    truth: float | None
-    copy: float | None
+    truth: float
+    copy: float
     bar: str
     passed: bool | None
 
@@ -63,13 +64,12 @@ class ControlRow:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What was asked, and what came of it. results: [F, H, W, 3] float32 in [0, 1] for each of cases."""
+    """What was asked, and what came of it. results: [F, H, W, 3] float32 in [0, 1] for each case."""
 
-    seed: int
+    benchmark: Benchmark
     settings: dict[str, Any]
     rows: tuple[Row, ...]
     controls: tuple[ControlRow, ...]
-    cases: list[Case]
     results: list[np.ndarray]
     measured: Measured
 
@@ -86,57 +86,59 @@ class Evaluation:
         return all(row.passed is not False for row in self.rows) and all(self.caught.values())
 
 
+def _silent(name: str, count: int) -> Callable[[], object]:
+    return lambda: None
+
+
 def evaluate(
     pipeline: Any,
-    identities: int = 32,
-    seed: int = 0,
+    benchmark: Benchmark,
     *,
-    frames: int = FRAMES,
     controls: bool = True,
     settings: Mapping[str, Any] | None = None,
-    stage: Stage | None = None,
+    stage: Stage = _silent,
 ) -> Evaluation:
     """Animates held-back people with a model, and measures what came out.
 
-    pipeline: anything that is called as `XDynaPipeline` is and has its default_height and default_width; controls
-        need the pipeline itself, whose parts they turn off and on again.
-    identities: how many, each with a scene, a motion and a noise of its own, all drawn from `seed`.
+    pipeline: anything that is called as `XDynaPipeline` is; controls need the pipeline itself, whose parts they turn
+        off and on again.
     controls: also run with swapped face maps and with parts of the model off.
     settings: further arguments of the call, such as num_inference_steps.
 
-    Raises InputError for fewer than two identities or frames, or a model that gives anything but F finite frames.
+    Raises InputError for a model that gives anything but F finite frames.
     """
-    if identities < 2 or frames < 2:
-        raise InputError(f"{identities} identities of {frames} frames cannot be compared; 2 of each at least")
-    settings, stage = dict(settings or {}), stage or (lambda name, count: lambda: None)
-    height, width = pipeline.default_height, pipeline.default_width
-    cases = draw_cases(identities, seed, height, width, frames)
-    read_out = fit_read_out(height, width, read_out_rng(seed))
-    everyone = range(identities)
-
-    def results(name: str, chosen: Sequence[int], swapped: bool = False) -> list[np.ndarray]:
-        done, made = stage(name, len(chosen)), []
-        for index in chosen:
-            case = cases[index]
-            made.append(animate(pipeline, case, case.swapped if swapped else case.conditions, settings))
-            done()
-        return made
-
-    whole = results("animating", everyone)
-    whole_measured = measure(cases, whole, everyone, read_out)
-    comparison = _compare(cases, whole_measured, read_out)
-    rows = [_row(figure, comparison, seed) for figure in figures.FIGURES]
+    settings = dict(settings or {})
+    animate_first = partial(_animate_first, pipeline, benchmark.cases, settings, stage)
+    results = animate_first("animating", len(benchmark.cases))
+    whole = benchmark.measure(results)
+    rows = _rows(figures.FIGURES, benchmark.compare(whole), benchmark.seed)
     control_rows: list[ControlRow] = []
     if controls:
-        chosen = everyone[:SWAPPED_CASES]
-        swapped = measure(cases, results("swapping face maps", chosen, swapped=True), chosen, read_out)
-        rows += _swapped_rows(cases, comparison, swapped, seed)
-        chosen = everyone[:CONTROL_CASES]
+        swapped = animate_first("swapping face maps", SWAPPED_CASES, swapped=True)
+        rows += _swapped_rows(benchmark, benchmark.measure(swapped))
         for name, switch in CONTROLS.items():
             with switch(pipeline):
-                off = measure(cases, results(name, chosen), chosen, read_out)
-            control_rows += _control_rows(name, comparison[np.array(chosen)], off)
-    return Evaluation(seed, settings, tuple(rows), tuple(control_rows), cases, whole, whole_measured)
+                off = benchmark.measure(animate_first(name, CONTROL_CASES))
+            control_rows += _control_rows(name, benchmark.compare(whole[np.arange(len(off.iou))]), off)
+    return Evaluation(benchmark, settings, tuple(rows), tuple(control_rows), results, whole)
+
+
+def _animate_first(
+    pipeline: Any,
+    cases: Sequence[Case],
+    settings: Mapping[str, Any],
+    stage: Stage,
+    name: str,
+    count: int,
+    swapped=False,
+) -> list[np.ndarray]:
+    """Results of the first `count` cases, as far as there are so many."""
+    chosen = cases[:count]
+    done, results = stage(name, len(chosen)), []
+    for case in chosen:
+        results.append(animate(pipeline, case, case.swapped if swapped else case.conditions, settings))
+        done()
+    return results
 
 
 def animate(pipeline: Any, case: Case, conditions: Conditions, settings: Mapping[str, Any]) -> np.ndarray:
@@ -149,36 +151,31 @@ def animate(pipeline: Any, case: Case, conditions: Conditions, settings: Mapping
     return frames
 
 
-def _compare(cases: Sequence[Case], model: Measured, read_out: ReadOut) -> Comparison:
-    everyone, height = range(len(cases)), cases[0].truth.shape[1]
-    copies = [np.repeat(unit(case.reference)[None], len(case.truth), 0) for case in cases]
-    return Comparison(
-        model=model,
-        truth=measure(cases, [unit(case.truth) for case in cases], everyone, read_out),
-        copy=measure(cases, copies, everyone, read_out),
-        stranger=np.stack([colour_errors(case, unit(case.stranger)) for case in cases]),
-        expression=np.stack([case.expression for case in cases]),
-        flow=np.array([case.scene.flow(height) for case in cases]),
-        kinds=np.array([case.scene.kind for case in cases]),
+def _rows(chosen: Sequence[Figure], comparison: Comparison, seed: int) -> list[Row]:
+    def values(some: Comparison) -> list[float]:
+        return [figure.of(some) for figure in chosen]
+
+    intervals = bootstrap(lambda index: values(comparison[index]), len(comparison.kinds), seed)
+    columns = zip(
+        chosen,
+        values(comparison),
+        intervals.tolist(),
+        values(replace(comparison, model=comparison.truth)),
+        values(replace(comparison, model=comparison.copy)),
+        strict=True,
     )
+    return [
+        Row(figure.name, value, low, high, truth, copy, figure.bar, figure.passed(value))
+        for figure, value, (low, high), truth, copy in columns
+    ]
 
 
-def _row(figure: Figure, comparison: Comparison, seed: int, references: bool = True) -> Row:
-    value = figure.of(comparison)
-    low, high = bootstrap(lambda index: figure.of(comparison[index]), len(comparison.kinds), seed)
-    truth, copy = (
-        figure.of(replace(comparison, model=other)) if references else None
-        for other in (comparison.truth, comparison.copy)
-    )
-    return Row(figure.name, value, low, high, truth, copy, figure.bar, figure.passed(value))
-
-
-def _swapped_rows(cases: Sequence[Case], whole: Comparison, swapped: Measured, seed: int) -> list[Row]:
-    count = len(swapped.iou)
-    unseen = replace(whole[np.arange(count)], model=swapped)
-    shown = replace(unseen, expression=np.stack([case.swapped_expression for case in cases[:count]]))
-    rows = [_row(figure, unseen, seed, references=False) for figure in figures.SWAPPED]
-    return rows + [_row(figure, shown, seed, references=False) for figure in figures.SHOWN]
+def _swapped_rows(benchmark: Benchmark, swapped: Measured) -> list[Row]:
+    first = np.arange(len(swapped.iou))
+    unseen = replace(benchmark.compare(swapped), truth=benchmark.swapped_truth[first])
+    given = [case.swapped_expression for case in benchmark.cases[: len(first)]]
+    shown = replace(unseen, expression=np.stack(given))
+    return [*_rows(figures.SWAPPED, unseen, benchmark.seed), *_rows(figures.SHOWN, shown, benchmark.seed)]
 
 
 def _control_rows(control: str, whole: Comparison, off: Measured) -> list[ControlRow]:

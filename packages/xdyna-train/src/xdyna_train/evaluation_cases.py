@@ -52,6 +52,7 @@ class Case:
     reference: [H, W, 3] uint8, the identity in another pose, the scene one frame before frame 0.
     conditions: pose and face maps of the other one; swapped: the same with the expressions of another clip.
     truth: [F, H, W, 3] uint8, the identity with this motion; masks: [F, H, W] bool, where it is; persons: its points.
+    swapped_truth: [F, H, W, 3] uint8, the identity with the expressions of `swapped`.
     stranger: [F, H, W, 3] uint8, a third one in its place.
     background: [F + 1, H, W, 3] uint8, the scene alone, from the reference's moment on.
     colours: [K, 3] float32 in [0, 1], all that the identity's surfaces show. parts: where each of them is seen.
@@ -67,6 +68,7 @@ class Case:
     truth: np.ndarray
     masks: np.ndarray
     persons: tuple[Person, ...]
+    swapped_truth: np.ndarray
     stranger: np.ndarray
     background: np.ndarray
     colours: np.ndarray
@@ -115,6 +117,7 @@ def draw_case(index: int, seed: int, height: int, width: int, frames: int = FRAM
         truth=pictures(truth),
         masks=np.stack([frame.mask for frame in truth]),
         persons=tuple(frame.person for frame in truth if frame.person is not None),
+        swapped_truth=pictures(render_clip(scene, identity, swapped, times, height, width)),
         stranger=pictures(render_clip(scene, stranger, motion, times, height, width)),
         background=pictures(background),
         colours=figure_colours(identity),

@@ -40,14 +40,10 @@ class Measured:
         return type(self)(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
-def measure(
-    cases: Sequence[Case], results: Sequence[np.ndarray], indices: Sequence[int], read_out: ReadOut
-) -> Measured:
-    """Measures one result for each of indices: results[k], [F, H, W, 3] float32 in [0, 1], is of cases[indices[k]]."""
+def measure(cases: Sequence[Case], results: Sequence[np.ndarray], read_out: ReadOut) -> Measured:
+    """results: [F, H, W, 3] float32 in [0, 1] of the first of the cases. All cases are candidates of retrieval."""
     masks = np.stack([case.masks for case in cases])
-    rows = [
-        _measure(cases[index], frames, index, masks, read_out) for index, frames in zip(indices, results, strict=True)
-    ]
+    rows = [_measure(cases[own], frames, own, masks, read_out) for own, frames in enumerate(results)]
     return Measured(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 

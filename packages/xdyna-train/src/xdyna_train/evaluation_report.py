@@ -18,6 +18,7 @@ from xdyna_model.outputs import staged_folder
 from xdyna_model.video import encode_video
 
 from xdyna_train.evaluate import Evaluation, Stage, evaluate
+from xdyna_train.evaluation_benchmark import Benchmark
 from xdyna_train.evaluation_sheet import FPS, contact_sheet, side_by_side
 
 Say = Callable[[str], object]
@@ -42,7 +43,8 @@ def run(
         _check_free(out)
     pipeline = _load(model, choose_device(device), say)
     with _progress() as stage:
-        evaluation = evaluate(pipeline, identities, seed, controls=controls, settings=settings, stage=stage)
+        benchmark = Benchmark.draw(identities, seed, pipeline.default_height, pipeline.default_width)
+        evaluation = evaluate(pipeline, benchmark, controls=controls, settings=settings, stage=stage)
     for line in table(evaluation):
         say(line)
     if out is not None:
@@ -54,19 +56,19 @@ def run(
 
 def table(evaluation: Evaluation) -> Iterator[str]:
     """The figures beside their bars, a line each."""
-    cases = evaluation.cases
+    cases = evaluation.benchmark.cases
     frames, height, width, _ = cases[0].truth.shape
     asked = ", ".join(f"{name} {value:g}" for name, value in evaluation.settings.items()) or "the model's own settings"
     yield (
-        f"{len(cases)} held-back identities, {frames} frames of {width}x{height}, seed {evaluation.seed} (noise, "
-        f"identities, motions and scenes), {asked}; 95 % intervals over identities."
+        f"{len(cases)} held-back identities, {frames} frames of {width}x{height}, {asked}; seed "
+        f"{evaluation.benchmark.seed} of identities, motions, scenes and noise; 95 % intervals over identities."
     )
     yield ""
     yield f"{'':52} {'model':>7} {'95 % interval':>18} {'truth':>8} {'copy':>8}  {'bar':14}"
     for row in evaluation.rows:
         interval = f"[{row.low:.3f}, {row.high:.3f}]"
         yield (
-            f"{row.name:52} {row.value:7.3f} {interval:>18} {_number(row.truth)} {_number(row.copy)}  "
+            f"{row.name:52} {row.value:7.3f} {interval:>18} {row.truth:8.3f} {row.copy:8.3f}  "
             f"{row.bar:14}{_verdict(row.passed)}"
         ).rstrip()
     for control, caught in evaluation.caught.items():
@@ -87,17 +89,17 @@ def write(evaluation: Evaluation, model: str | None, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     with staged_folder(out) as draft:
         (draft / "evaluation.json").write_text(json.dumps(_record(evaluation, model), indent=1))
-        contact_sheet(evaluation.cases, evaluation.results).save(draft / "sheet.png", optimize=True)
-        encode_video(draft / "evaluation.mp4", side_by_side(evaluation.cases, evaluation.results), FPS)
+        contact_sheet(evaluation.benchmark.cases, evaluation.results).save(draft / "sheet.png", optimize=True)
+        encode_video(draft / "evaluation.mp4", side_by_side(evaluation.benchmark.cases, evaluation.results), FPS)
 
 
 def _record(evaluation: Evaluation, model: str | None) -> dict[str, Any]:
     measured = evaluation.measured
     return {
         "model": model or "nano",
-        "identities": len(evaluation.cases),
-        "seed": evaluation.seed,
-        "frames": list(evaluation.cases[0].truth.shape),
+        "identities": len(evaluation.benchmark.cases),
+        "seed": evaluation.benchmark.seed,
+        "frames": list(evaluation.benchmark.cases[0].truth.shape),
         "settings": evaluation.settings,
         "passed": evaluation.passed,
         "figures": [_finite(asdict(row)) for row in evaluation.rows],
@@ -105,7 +107,7 @@ def _record(evaluation: Evaluation, model: str | None) -> dict[str, Any]:
         "cases": [
             {"kind": case.scene.kind, "noise": case.seed}
             | {field.name: _finite(getattr(measured, field.name)[k].tolist()) for field in fields(measured)}
-            for k, case in enumerate(evaluation.cases)
+            for k, case in enumerate(evaluation.benchmark.cases)
         ],
     }
 
@@ -117,10 +119,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(part) for part in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def _number(value: float | None) -> str:
-    return f"{'':8}" if value is None else f"{value:8.3f}"
 
 
 def _verdict(passed: bool | None) -> str:

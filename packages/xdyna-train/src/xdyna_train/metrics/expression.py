@@ -26,8 +26,8 @@ _PATCHES = {
     "eyes": np.concatenate([_grid(-0.7, -0.1, -0.3, 0.3), _grid(0.1, 0.7, -0.3, 0.3)]),
 }
 _CHEEKS = np.concatenate([_grid(-0.6, -0.4, 0.25, 0.45), _grid(0.4, 0.6, 0.25, 0.45)])
-_RIDGE = 3.0  # the read-out's penalty on its weights, against samples counted one by one
-_READ_OUT_PEOPLE, _READ_OUT_MOMENTS = 160, 4
+_RIDGE = 1.0  # the read-out's penalty on its weights, against samples counted one by one
+_READ_OUT_PEOPLE, _READ_OUT_MOMENTS = 160, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,15 +73,14 @@ def features(frames: np.ndarray, heads: Heads, name: str) -> np.ndarray:
 
 
 def fit_read_out(height: int, width: int, rng: np.random.Generator) -> ReadOut:
-    """Ridge regression of the true parameters on the pixels of people drawn from rng, in rooms."""
+    """Ridge regression of the true parameters on the pixels of people drawn from rng, in one room."""
     rows: dict[str, list[np.ndarray]] = {name: [] for name in READ}
-    targets = []
+    targets, scene = [], Scene.sample("room", rng)
     for _ in range(_READ_OUT_PEOPLE):
-        identity, motion, scene = Identity.sample(rng), Motion.sample(rng), Scene.sample("room", rng)
+        identity, motion = Identity.sample(rng), Motion.sample(rng)
         times = rng.uniform(0, 60, _READ_OUT_MOMENTS).tolist()
-        frames = np.stack([render_frame(scene, identity, motion, t, height, width).rgb for t in times]) / np.float32(
-            255
-        )
+        pictures = [render_frame(scene, identity, motion, t, height, width).rgb for t in times]
+        frames = np.stack(pictures).astype(np.float32) / 255
         heads = Heads.of(identity, motion, times, height, width)
         targets.append(expressions(motion, times))
         for name in READ:

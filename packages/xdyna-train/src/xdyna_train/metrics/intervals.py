@@ -1,25 +1,26 @@
 """How far a figure would move with other people."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 
 def bootstrap(
-    statistic: Callable[[np.ndarray], float], count: int, seed: int, resamples: int = 1000, level: float = 0.95
-) -> tuple[float, float]:
-    """The percentile interval of a statistic over resampled cases (Efron, 1979).
+    statistics: Callable[[np.ndarray], Sequence[float]], count: int, seed: int, resamples: int = 1000
+) -> np.ndarray:
+    """The 95 % percentile intervals of some statistics over resampled cases (Efron, 1979).
 
-    statistic: of [count] indices of cases, with repetitions; NaN where they hold none that it needs, which is left
-    out. Returns (low, high), NaN where nothing is left.
+    statistics: K numbers of [count] indices of cases, with repetitions; NaN where they hold none that it needs, which
+    is left out. Returns [K, 2] (low, high), NaN where nothing is left.
     """
     rng = np.random.default_rng(seed)
-    values = np.array([statistic(rng.integers(count, size=count)) for _ in range(resamples)])
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return float("nan"), float("nan")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    values = np.array([statistics(rng.integers(count, size=count)) for _ in range(resamples)])  # [R, K]
+    intervals = np.full((values.shape[1], 2), np.nan)
+    for k, column in enumerate(values.T):
+        known = column[np.isfinite(column)]
+        if len(known):
+            intervals[k] = np.quantile(known, (0.025, 0.975))
+    return intervals
 
 
 def correlation(first: np.ndarray, second: np.ndarray) -> float:
