@@ -11,18 +11,21 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from xdyna_model.driving import MAPS
 from xdyna_model.face_map import draw_face
+from xdyna_model.outputs import staged
 from xdyna_model.pose_map import draw_pose
-from xdyna_model.video import write_video
+from xdyna_model.video import encode_video
 
 from xdyna_train.puppets import Identity, Motion, PuppetFrame, Scene, render_clip, render_frame
 
 HEIGHT, WIDTH = 448, 256
+# The maps are drawn at the nano model's own size: scaled down to it, their thin lines would fade.
+MAP_HEIGHT, MAP_WIDTH = 112, 64
 NUM_FRAMES = 32
 FPS = 8
-# Constant quality: the conditions carry their meaning in colours and thin lines, so little may be lost.
-CRF = 12
-VIDEOS = ("driving", "pose", "face_local", "face_global")
+# Constant quality. The maps carry their meaning in colours and lines a pixel wide, so nothing may be lost of them.
+CRF, MAP_CRF = 12, 0
 
 _REFERENCE_SEED, _DANCER_SEED, _DANCE_SEED, _ROOM_SEED = 16, 14, 99, 3
 
@@ -33,19 +36,18 @@ def reference() -> PuppetFrame:
     return render_frame(scene, _reference_identity(), Motion.standing(), 0.0, HEIGHT, WIDTH)
 
 
-def driving() -> list[PuppetFrame]:
-    """The dance that moves it: 32 frames of [448, 256, 3] uint8 RGB with their truth."""
+def driving(height: int = HEIGHT, width: int = WIDTH) -> list[PuppetFrame]:
+    """The dance that moves it: 32 frames of [height, width, 3] uint8 RGB with their truth."""
     scene = Scene.sample("room", np.random.default_rng(_ROOM_SEED))
     motion = replace(Motion.sample(np.random.default_rng(_DANCE_SEED)), place=0.0)
-    return render_clip(scene, _dancer(), motion, range(NUM_FRAMES), HEIGHT, WIDTH)
+    return render_clip(scene, _dancer(), motion, range(NUM_FRAMES), height, width)
 
 
 def conditions(frames: Sequence[PuppetFrame]) -> dict[str, np.ndarray]:
-    """The videos of a clip by the names of `VIDEOS`, each [F, H, W, 3] uint8 RGB."""
+    """What is seen of the dancer, by the names of `MAPS`, each [F, H, W, 3] uint8 RGB."""
     poses = [draw_pose(frame.person, *frame.rgb.shape[:2]) for frame in frames]
     faces = [draw_face(frame.rgb, frame.person) for frame in frames]
     return {
-        "driving": np.stack([frame.rgb for frame in frames]),
         "pose": np.stack(poses),
         "face_local": np.stack([local for local, _ in faces]),
         "face_global": np.stack([whole for _, whole in faces]),
@@ -53,16 +55,18 @@ def conditions(frames: Sequence[PuppetFrame]) -> dict[str, np.ndarray]:
 
 
 def build(folder: Path) -> list[Path]:
-    """Writes reference.png and the MP4 files of `VIDEOS` into folder, which is made if it is missing.
+    """Writes reference.png, driving.mp4 and an MP4 file of each of `MAPS` into folder, made if it is missing.
 
     Returns the paths written. Raises InputError or OSError where they cannot be.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "reference.png"]
     Image.fromarray(reference().rgb).save(paths[0], optimize=True)
-    for name, frames in conditions(driving()).items():
-        paths.append(folder / f"{name}.mp4")
-        write_video(paths[-1], frames, FPS, CRF)
+    with staged(*(folder / f"{name}.mp4" for name in ("driving", *MAPS))) as drafts:
+        encode_video(drafts[0], (frame.rgb for frame in driving()), FPS, CRF)
+        for draft, frames in zip(drafts[1:], conditions(driving(MAP_HEIGHT, MAP_WIDTH)).values(), strict=True):
+            encode_video(draft, frames, FPS, MAP_CRF, pix_fmt="yuv444p")
+    paths += [folder / f"{name}.mp4" for name in ("driving", *MAPS)]
     return paths
 
 
