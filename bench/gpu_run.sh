@@ -38,9 +38,9 @@ rm "$log"
 
 # No entry of the table is begun after the budget, and the table is written when the last one is decided: what is cut
 # off by the timeout leaves the old one, and the bench below then says how fast that is.
-timeout 170 "$python" bench/attn.py --tune --budget 90 --json "$out/tune.json" || failed=1
+timeout 190 "$python" bench/attn.py --tune --budget 110 --json "$out/tune.json" || failed=1
 cp "$tiles" "$out/tiles.py"
 
 # A table that has begun by then ends in time; the JSON is written after every table, so a timeout keeps the rest.
-timeout 210 "$python" bench/attn.py --budget 150 --no-compile-report --json "$out/attn.json" || failed=1
+timeout 190 "$python" bench/attn.py --budget 130 --no-compile-report --json "$out/attn.json" || failed=1
 exit $failed
