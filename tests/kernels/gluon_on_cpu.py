@@ -81,7 +81,8 @@ class _Program:
             with self.changed:
                 self.seen[threading.get_ident()] = set(seen)
                 self.pending[threading.get_ident()] = []
-            function(*args)
+            with torch.no_grad():  # a setting of each thread
+                function(*args)
             with self.changed:
                 self.fail_if(bool(self.products()), "a matrix product is never waited for")
         except BaseException as error:

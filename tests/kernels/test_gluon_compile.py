@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 from xdyna_kernels import gluon_ahead_of_time
 from xdyna_kernels.gluon_ahead_of_time import compile_forward, faults, read_golden
-from xdyna_kernels.gluon_forward import KEYS_AND_STAGES
+from xdyna_kernels.gluon_tiles import KEYS_AND_STAGES
 
 sys.path.insert(0, str(Path(__file__).parent))
 from gluon_on_cpu import edited_kernel

@@ -19,8 +19,9 @@ from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from .ahead_of_time import SHARED_LIMIT, disassemble
-from .gluon_forward import KEYS_AND_STAGES, LAYOUT, QUERIES, attend_constants, block
+from .gluon_forward import LAYOUT, attend_constants, block
 from .gluon_kernel import attend_kernel
+from .gluon_tiles import KEYS_AND_STAGES, QUERIES
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 INSTRUCTION_SLACK = 8  # that the loop may grow above its recorded length

@@ -13,11 +13,9 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .gluon_kernel import attend_kernel
+from .gluon_tiles import KEYS_AND_STAGES, QUERIES
 from .triton_forward import LOG2_E, readable
 
-QUERIES = 64  # rows of one warpgroup; a program has two
-KEYS_AND_STAGES = {40: (128, 4), 80: (128, 2), 160: (64, 2)}  # by D; keys of one step, steps in shared memory
-DTYPES = (torch.float16, torch.bfloat16)
 LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=5)  # of a block in shared memory
 
 
