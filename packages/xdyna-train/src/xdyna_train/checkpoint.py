@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,27 @@ _STATE, _SEAL = "state.pt", "seal.json"
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Writes `folder/step-XXXXXXXX` and then removes all but the last `keep`.
+    """Writes `folder/step-XXXXXXXX` and then removes all but the last `keep`, and later ones, which are out of date.
 
     state: tensors, numbers, and lists and dicts of these. Raises InputError where the disk is full or cannot be
     written to; earlier checkpoints are left as they were.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}"
-    if path.exists():  # of this very step, by a run that was resumed from before it
-        shutil.rmtree(path)
-    with staged_folder(path) as draft:
-        torch.save(state, draft / _STATE)
-        seal = {"step": step, "sha256": _hash(draft / _STATE)}
-        (draft / _SEAL).write_text(json.dumps(seal))
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for draft in folder.glob(".step-*"):  # of a process that was killed while it wrote
+            shutil.rmtree(draft)
+        if path.exists():  # damaged, so that training went on from before it
+            shutil.rmtree(path)
+        with staged_folder(path) as draft:
+            _write(draft, step, state)
+        kept = [other for other in checkpoints(folder) if other <= path][-keep:]
+        for other in checkpoints(folder):
+            if other not in kept:
+                shutil.rmtree(other)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"{path}: cannot be written ({reason}); free some space there, then resume") from error
     return path
 
 
@@ -45,19 +52,30 @@ def load_latest(folder: Path) -> tuple[int, dict[str, Any], list[Path]] | None:
     damaged: list[Path] = []
     for path in reversed(checkpoints(folder)):
         try:
-            seal = json.loads((path / _SEAL).read_text())
-            if _hash(path / _STATE) != seal["sha256"]:
-                raise ValueError("hash")
+            step = int(path.name.removeprefix("step-"))
+            if json.loads((path / _SEAL).read_text()) != _seal(path, step):
+                raise ValueError("broken seal")
             state = torch.load(path / _STATE, map_location="cpu", weights_only=True)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError):
             damaged.append(path)
             continue
-        return seal["step"], state, damaged
+        return step, state, damaged
     if damaged:
         raise InputError(f"{folder}: none of its {len(damaged)} checkpoints is whole; remove the folder to start anew")
     return None
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _write(folder: Path, step: int, state: dict[str, Any]) -> None:
+    with (folder / _STATE).open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    with (folder / _SEAL).open("w") as file:
+        json.dump(_seal(folder, step), file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _seal(folder: Path, step: int) -> dict[str, Any]:
+    with (folder / _STATE).open("rb") as file:
+        return {"step": step, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

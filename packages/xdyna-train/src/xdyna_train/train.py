@@ -2,32 +2,42 @@
 
 import json
 import math
+import shutil
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+import traceback
+from bisect import bisect_left
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
+from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from xdyna_model.errors import InputError
+from xdyna_model.outputs import staged_folder
 from xdyna_model.pipeline import XDynaPipeline
 
+from xdyna_train.averages import Averages
 from xdyna_train.checkpoint import load_latest, save_checkpoint
 from xdyna_train.clips import ExampleSource
 from xdyna_train.config import Config, Stage
 from xdyna_train.encoding import Encoders
+from xdyna_train.engine import attention_for, new_accelerator
 from xdyna_train.fusion import Batch, FusionDataset, collate, places
-from xdyna_train.journal import Journal
+from xdyna_train.journal import METRICS, Journal
 from xdyna_train.loss import add_noise, denoising_loss, target, timestep_weights
 from xdyna_train.trainee import Trainee, frozen_hash, train_only
 
 Sampler = Callable[[XDynaPipeline, int], None]  # is given the pipeline with the averaged weights, and the step
+
+# Numbers that may change when a run is resumed: they do not change what it learns.
+_FREE = {"workers", "checkpoint_every", "sample_every", "keep_checkpoints", "gradient_checkpointing", "note"}
 
 
 class TrainingStopped(RuntimeError):
@@ -45,24 +55,27 @@ def fit(
 ) -> None:
     """Trains a pipeline in place, stage by stage, and leaves the averaged weights in it.
 
-    Writes out/metrics.jsonl, out/checkpoints and out/model. Started by `torchrun`, each process calls it alike.
+    Writes out/metrics.jsonl, out/checkpoints and out/model. Started by `torchrun`, each process calls it alike; `out`
+    is then on a disk that all of them see. Nothing that is random here comes from the global generators.
 
     Args:
         source: asked by every process for the clips of its share of the batch.
-        resume: go on from the newest whole checkpoint in `out`, if there is one.
+        resume: go on from the newest whole checkpoint in `out`; without one, start anew.
+        sampler: called in the main process every `sample_every` steps. What it raises is printed, not raised.
 
     Raises:
-        InputError: a number does not fit, clips cannot be read, the disk is full.
-        TrainingStopped: a loss that is not a number, or frozen weights that changed.
+        InputError: a number does not fit, clips cannot be read, the disk is full, `out` holds another run.
+        TrainingStopped: a loss or gradient that is not a number, or frozen weights that changed.
     """
-    accelerator = _accelerator(config)
+    accelerator = new_accelerator(config.precision)
     check(config, accelerator.num_processes)
+    if not resume and any((out / name).exists() for name in (METRICS, "checkpoints", "model")):
+        raise InputError(f"{out}: holds a training run; resume it with --resume auto, or give another folder")
+    accelerator.wait_for_everyone()  # all have looked before one writes
     run = _Run(pipeline, source, config, out, seed, accelerator, sampler)
     start = run.restore() if resume else 0
-    if not resume and (out / "checkpoints").exists():
-        raise InputError(f"{out}: holds a training run; resume it with --resume auto, or give another folder")
     done = 0
-    with run.journal(start), _cpu_attention(accelerator.device):
+    with run.journal(start), attention_for(accelerator.device):
         for index, stage in enumerate(config.stages):
             first = max(0, start - done)
             if first < stage.steps:
@@ -81,6 +94,9 @@ def check(config: Config, processes: int) -> None:
             )
         if stage.steps < 1:
             raise InputError(f"stage {stage.name}: {stage.steps} steps; at least 1")
+    for name in ("checkpoint_every", "sample_every", "keep_checkpoints"):
+        if getattr(config, name) < 1:
+            raise InputError(f"{name}: {getattr(config, name)}; at least 1")
 
 
 class _Run:
@@ -98,16 +114,11 @@ class _Run:
             for net in (pipeline.unet, pipeline.controlnet, pipeline.controlnet_face):
                 net.enable_gradient_checkpointing()
         self.encoders = Encoders(pipeline)
+        self.nets = nn.ModuleList([self.trainee, pipeline.vae, pipeline.text_encoder, pipeline.image_encoder])
         self.data = FusionDataset(source, config, seed, self.encoders.preprocess)
-        trained = {name for stage in config.stages for name in self._names(stage)}
-        self.averaged = [p for name, p in self.trainee.named_parameters() if name in trained]
-        self.ema = EMAModel(self.averaged, decay=config.ema_decay, foreach=True)
-        self.ema.to(accelerator.device)
+        self.numbers = json.dumps({"seed": seed, **asdict(config)})
+        self.averages = Averages(config.ema_decay)
         self.optimizer_state: dict[str, Any] | None = None
-
-    def _names(self, stage: Stage) -> list[str]:
-        train_only(self.trainee, stage.train)
-        return [name for name, p in self.trainee.named_parameters() if p.requires_grad]
 
     @contextmanager
     def journal(self, start: int) -> Iterator[None]:
@@ -118,82 +129,102 @@ class _Run:
     def restore(self) -> int:
         """Takes up the newest whole checkpoint; returns the steps done, 0 without one."""
         found = load_latest(self.out / "checkpoints")
+        step = found[0] if found else 0
+        if len(set(gather_object([step]))) > 1:
+            raise InputError(f"{self.out}: not all processes find the same checkpoint there; use a disk they share")
         if found is None:
             return 0
-        step, state, damaged = found
-        if state["config"] != json.dumps(asdict(self.config)):
-            raise InputError(f"{self.out}: was trained with other numbers; give another folder, or the same preset")
+        _, state, damaged = found
+        before, now = json.loads(state["config"]), json.loads(self.numbers)
+        other = [name for name in now if name not in _FREE and before.get(name, now[name]) != now[name]]
+        if other:
+            raise InputError(f"{self.out}: was trained with another {', '.join(other)}; give another folder")
         if damaged and self.accelerator.is_main_process:
-            print(f"passed over as damaged: {', '.join(map(str, damaged))}")
+            print(f"passed over as damaged: {', '.join(map(str, damaged))}", file=sys.stderr)
+        ends = list(accumulate(stage.steps for stage in self.config.stages))
+        self._begin(self.config.stages[bisect_left(ends, step)])
         self.trainee.load_state_dict(state["weights"])
-        self.ema.load_state_dict(state["ema"])
+        self.averages.load_state_dict(state["ema"])
         self.optimizer_state = state["optimizer"]
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         return step
+
+    def _begin(self, stage: Stage) -> list[nn.Parameter]:
+        """Freezes all but a stage's parts; returns what learns."""
+        learning = train_only(self.trainee, stage.train)
+        self.averages.begin(stage.train, learning)
+        return learning
 
     def stage(self, index: int, done: int, steps: range) -> None:
         """One stage; done: steps of the stages before it."""
         config, stage, accelerator = self.config, self.config.stages[index], self.accelerator
-        trained = train_only(self.trainee, stage.train)
-        before = frozen_hash(self.trainee)
+        learning = self._begin(stage)
+        self.frozen = frozen_hash(self.nets)
         optimizer = torch.optim.AdamW(
-            trained, config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+            learning, config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
-        if steps.start and self.optimizer_state is not None:
+        if steps.start and self.optimizer_state is not None:  # not that of the stage before
             optimizer.load_state_dict(self.optimizer_state)
         self.optimizer_state = None
         model, optimizer = accelerator.prepare(self.trainee, optimizer)
         model.train()
-        batches = self._batches(index, stage, steps)
-        for step in steps:
-            rate = learning_rate(config, done + step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            loss, norm, facts = self._step(model, optimizer, trained, batches, done + step)
-            self.ema.step(self.averaged)
-            self.record.line(step=done + step + 1, loss=loss, grad_norm=norm, lr=rate, stage=stage.name, **facts)
-            self._keep(optimizer, done + step + 1)
-        del model
-        if frozen_hash(self.trainee) != before:
-            raise TrainingStopped(f"stage {stage.name}: frozen weights have changed")
+        with closing(self._batches(index, stage, steps)) as batches:
+            for step in steps:
+                rate = learning_rate(config, done + step)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                facts = self._step(model, optimizer, learning, batches, done + step + 1)
+                self.averages.step()
+                self.record.line(step=done + step + 1, lr=rate, stage=stage.name, **facts)
+                self._keep(optimizer, done + step + 1, last=step + 1 == stage.steps)
+        accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        accelerator.free_memory()
 
-    def _batches(self, index: int, stage: Stage, steps: range) -> Iterator[Batch]:
+    def _batches(self, index: int, stage: Stage, steps: range) -> Generator[Batch]:
         config, accelerator = self.config, self.accelerator
         shares = places(
             index, steps, stage.batch, accelerator.process_index, accelerator.num_processes, config.accumulate
         )
         loader = DataLoader(
             self.data,
-            batch_sampler=list(shares),
+            batch_sampler=shares,
             collate_fn=collate,
             num_workers=config.workers,
-            worker_init_fn=_one_thread,
             pin_memory=accelerator.device.type == "cuda",
         )
-        return iter(loader)
+        try:
+            yield from loader
+        except InputError as error:  # a worker's comes with its traceback before the message
+            raise InputError(str(error).rstrip().rpartition("InputError: ")[2]) from error
 
-    def _step(self, model, optimizer, trained, batches, step) -> tuple[float, float, dict[str, Any]]:
-        started, waited, total = time.monotonic(), 0.0, torch.zeros((), device=self.accelerator.device)
-        clips, skipped = 0, []
-        for micro in range(self.config.accumulate):
+    def _step(self, model: nn.Module, optimizer: Any, learning: list, batches: Iterator[Batch], step: int) -> dict:
+        accelerator, parts = self.accelerator, self.config.accumulate
+        started, waited, held = time.monotonic(), 0.0, []
+        total = torch.zeros(2, device=accelerator.device)  # of the loss, and of clips skipped
+        for part in range(parts):
             asked = time.monotonic()
-            batch = next(batches)
+            held.append(next(batches))
             waited += time.monotonic() - asked
-            batch = batch.to(self.accelerator.device)
-            last = micro == self.config.accumulate - 1
-            with nullcontext() if last else self.accelerator.no_sync(model):
-                loss = self._loss(model, batch) / self.config.accumulate
-                self._stop_at_nan(loss, batch, step)
-                self.accelerator.backward(loss)
-            total += loss.detach()
-            clips += len(batch.names)
-            skipped += batch.skipped
-        norm = self.accelerator.clip_grad_norm_(trained, self.config.clip_norm)
+            batch = held[-1].to(accelerator.device)
+            with nullcontext() if part == parts - 1 else accelerator.no_sync(model):
+                loss = self._loss(model, batch) / parts
+                accelerator.backward(loss)
+            total += torch.stack([loss.detach(), loss.new_tensor(len(batch.skipped))])
+        loss, num_skipped = cast(Tensor, accelerator.reduce(total, "mean")).tolist()  # no number here if none in one
+        norm = cast(Tensor, accelerator.clip_grad_norm_(learning, self.config.clip_norm)).item()
+        if not math.isfinite(loss):
+            self._stop("loss", held, step)
+        if not math.isfinite(norm) and accelerator.scaler is None:  # a scaler passes over such a step
+            self._stop("gradient", held, step)
         optimizer.step()
         optimizer.zero_grad()
-        loss = self.accelerator.reduce(total, "mean").item()
-        seconds = time.monotonic() - started
-        facts = {"seconds": seconds, "waited": waited, "clips": clips * self.accelerator.num_processes}
-        return loss, float(norm), facts | ({"skipped": skipped} if skipped else {})
+        facts = {"loss": loss, "grad_norm": norm if math.isfinite(norm) else None}
+        facts |= {"seconds": time.monotonic() - started, "waited": waited}
+        facts |= {"clips": sum(len(batch.names) for batch in held) * accelerator.num_processes}
+        if num_skipped:
+            facts |= {"skipped": gather_object([reason for batch in held for reason in batch.skipped])}
+        return facts
 
     def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
         scheduler = self.pipeline.scheduler
@@ -201,49 +232,61 @@ class _Run:
         noisy = add_noise(scheduler, encoded.frames, encoded.noise, batch.timesteps)
         goal = target(scheduler, encoded.frames, encoded.noise, batch.timesteps)
         clip = torch.cat([encoded.reference, noisy], dim=2)
-        with self.accelerator.autocast():
-            prediction = model(clip, batch.timesteps, encoded.text, encoded.image_features, batch.pose, batch.face)
+        prediction = model(clip, batch.timesteps, encoded.text, encoded.image_features, batch.pose, batch.face)
         weights = timestep_weights(scheduler, batch.timesteps, self.config.snr_gamma)
         return denoising_loss(prediction, goal, weights, batch.importance, self.config.temporal_weight)
 
-    def _stop_at_nan(self, loss: Tensor, batch: Batch, step: int) -> None:
-        if torch.isfinite(loss):
-            return
-        path = self.out / f"stopped-at-{step + 1}-process-{self.accelerator.process_index}.pt"
-        torch.save(asdict(batch), path)
-        raise TrainingStopped(f"the loss of step {step + 1} is not a number; its batch is saved in {path}")
+    def _stop(self, what: str, held: list[Batch], step: int) -> None:
+        """Saves what this process was given for the step. All processes come here together."""
+        path = self.out / f"stopped-at-{step}-process-{self.accelerator.process_index}.pt"
+        torch.save([vars(batch) for batch in held], path)
+        self.accelerator.wait_for_everyone()
+        names = ", ".join(name for batch in held for name in batch.names)
+        raise TrainingStopped(f"the {what} of step {step} is not a number; its clips ({names}) are saved in {path}")
 
-    def _keep(self, optimizer: Any, step: int) -> None:
-        last = step == self.config.total_steps
-        if (step % self.config.checkpoint_every == 0 or last) and self.accelerator.is_main_process:
+    def _keep(self, optimizer: Any, step: int, last: bool) -> None:
+        if last or step % self.config.checkpoint_every == 0:
+            if any(gather_object([frozen_hash(self.nets) != self.frozen])):  # all processes stop together
+                raise TrainingStopped(f"frozen weights have changed by step {step}; the checkpoint before is sound")
             state = {
                 "weights": self.trainee.state_dict(),
-                "ema": self.ema.state_dict(),
+                "ema": self.averages.state_dict(),
                 "optimizer": optimizer.state_dict(),
-                "config": json.dumps(asdict(self.config)),
+                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {},
+                "config": self.numbers,
             }
-            save_checkpoint(self.out / "checkpoints", step, state, self.config.keep_checkpoints)
+            failure = None
+            if self.accelerator.is_main_process:
+                try:
+                    save_checkpoint(self.out / "checkpoints", step, state, self.config.keep_checkpoints)
+                except InputError as error:
+                    failure = error
+            if any(gather_object([failure is not None])):
+                raise failure or InputError(f"{self.out}: the main process could not write a checkpoint")
         if self.sampler is not None and step % self.config.sample_every == 0 and self.accelerator.is_main_process:
-            with self._averaged():
-                self.sampler(self.pipeline, step)
+            self._sample(self.sampler, step)
 
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        self.ema.store(self.averaged)
-        self.ema.copy_to(self.averaged)
+    def _sample(self, sampler: Sampler, step: int) -> None:
         self.trainee.eval()
         try:
-            yield
+            with self.averages.applied():
+                sampler(self.pipeline, step)
+        except Exception:  # a picture is not worth a run
+            print(f"no sample of step {step}; training goes on:\n{traceback.format_exc()}", file=sys.stderr)
         finally:
             self.trainee.train()
-            self.ema.restore(self.averaged)
 
     def finish(self) -> None:
         """Puts the averaged weights in place and writes the pipeline folder."""
-        self.ema.copy_to(self.averaged)
+        self.averages.settle()
         self.trainee.eval().requires_grad_(False)
         if self.accelerator.is_main_process:
-            self.pipeline.save_pretrained(self.out / "model")
+            for folder in self.out.glob(".model.*"):  # of a process that was killed while it wrote
+                shutil.rmtree(folder)
+            if (self.out / "model").exists():  # this run has ended before; its last checkpoint makes the same again
+                shutil.rmtree(self.out / "model")
+            with staged_folder(self.out / "model") as draft:
+                self.pipeline.save_pretrained(draft)
         self.accelerator.wait_for_everyone()
 
 
@@ -254,27 +297,6 @@ def learning_rate(config: Config, step: int) -> float:
         return config.learning_rate * rise
     fall = 0.5 * (1 + math.cos(math.pi * step / config.total_steps))
     return config.learning_rate * rise * (0.02 + 0.98 * fall)
-
-
-def _accelerator(config: Config) -> Accelerator:
-    return Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
-
-
-def _one_thread(_worker: int) -> None:
-    torch.set_num_threads(1)
-
-
-@contextmanager
-def _cpu_attention(device: torch.device) -> Iterator[None]:
-    """On a CPU, plain products in place of PyTorch's fused attention, whose backward in bfloat16 takes two to four
-    times as long for the short sequences of small pictures."""
-    if device.type != "cpu":
-        yield
-        return
-    torch.set_flush_denormal(True)
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-    with sdpa_kernel([SDPBackend.MATH]):
-        yield
 
 
 __all__ = ["Sampler", "TrainingStopped", "fit", "learning_rate"]

@@ -59,10 +59,10 @@ def train_only(trainee: Trainee, parts: Iterable[Part]) -> list[nn.Parameter]:
     return trained
 
 
-def frozen_hash(trainee: Trainee) -> str:
+def frozen_hash(module: nn.Module) -> str:
     """SHA-256 over names and bytes of all that is not trained now."""
     digest = hashlib.sha256()
-    for name, parameter in trainee.named_parameters():
+    for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             digest.update(name.encode())
             digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -1,0 +1,45 @@
+"""What training runs on: its processes, its precision, and the ways of its device."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from xdyna_model.errors import InputError
+
+from xdyna_train.config import Precision
+
+
+def new_accelerator(precision: Precision) -> Accelerator:
+    """On GPUs where there are any, otherwise on the CPU; under `torchrun`, of all its processes.
+
+    Raises InputError for fp16 without a GPU, and for other ways to share the work than DDP.
+    """
+    gpu = torch.cuda.is_available()
+    if precision == "fp16" and not gpu:
+        raise InputError("precision fp16 needs a GPU; a CPU trains in bf16, or with precision no")
+    accelerator = Accelerator(mixed_precision=precision, cpu=not gpu)
+    plan = accelerator.distributed_type
+    if plan not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise InputError(f"{plan.value}: not supported; start with torchrun, which shares the batch by DDP")
+    return accelerator
+
+
+@contextmanager
+def attention_for(device: torch.device) -> Iterator[None]:
+    """On a CPU, plain products in place of PyTorch's fused attention, whose backward in bfloat16 takes two to four
+    times as long for the short sequences of small pictures."""
+    if device.type != "cpu":
+        yield
+        return
+    reduced = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.set_flush_denormal(True)
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        with sdpa_kernel([SDPBackend.MATH]):
+            yield
+    finally:
+        torch.set_flush_denormal(False)
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(reduced)
