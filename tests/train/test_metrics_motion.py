@@ -1,0 +1,104 @@
+"""Flow is measured as the world makes it, and motion, flicker and rest are told apart."""
+
+import numpy as np
+import pytest
+from xdyna_train.metrics.intervals import bootstrap, correlation
+from xdyna_train.metrics.motion import flicker, flowing, measure_flow, motion_energy
+from xdyna_train.puppets import Identity, Motion, Scene, render_clip
+
+HEIGHT, WIDTH, FRAMES = 112, 64, 16
+
+
+def clip(kind: str, seed: int) -> tuple[Scene, np.ndarray, np.ndarray]:
+    """The scene, and its frames with someone in front and without, uint8."""
+    rng = np.random.default_rng(seed)
+    scene, identity, motion = Scene.sample(kind, rng), Identity.sample(rng), Motion.sample(rng)
+    times = rng.uniform(0, 40) + np.arange(FRAMES)
+    with_figure, alone = (
+        np.stack([frame.rgb for frame in render_clip(scene, *who, times.tolist(), HEIGHT, WIDTH)])
+        for who in ((identity, motion), (None, None))
+    )
+    return scene, with_figure, alone
+
+
+def seen_flow(scene: Scene, frames: np.ndarray, where: np.ndarray) -> tuple[float, float]:
+    left, top, right, bottom = scene.window(HEIGHT, WIDTH)
+    return measure_flow(frames[:, top:bottom, left:right] / np.float32(255), where[:, top:bottom, left:right])
+
+
+@pytest.mark.parametrize("kind", ["waterfall", "rain", "clouds"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_flow_of_the_truth_is_the_world_s(kind: str, seed: int) -> None:
+    scene, frames, alone = clip(kind, seed)
+    where = flowing(frames, alone)
+    speed = np.hypot(*scene.flow(HEIGHT))
+    assert np.hypot(*np.subtract(seen_flow(scene, frames, where), scene.flow(HEIGHT))) < 0.1 * speed
+    backwards = seen_flow(scene, frames[::-1], where[::-1])
+    assert np.hypot(*np.add(backwards, scene.flow(HEIGHT))) < 0.1 * speed
+
+
+@pytest.mark.parametrize("shift", [(0, 3), (-2, 0), (4, -5), (0, 0)])
+def test_a_planted_shift_is_measured(shift: tuple[int, int]) -> None:
+    rng = np.random.default_rng(1)
+    sheet = rng.random((1, 60, 50, 3)).astype(np.float32)
+    frames = np.concatenate([np.roll(sheet, (k * shift[1], k * shift[0]), (1, 2)) for k in range(12)])
+    still = rng.random((60, 50, 3)).astype(np.float32)
+    where = np.ones(frames.shape[:3], bool)
+    assert measure_flow(frames + 2 * still, where) == pytest.approx(shift, abs=0.1)
+
+
+def test_what_is_left_out_does_not_count() -> None:
+    rng = np.random.default_rng(2)
+    sheet = rng.random((1, 60, 50, 3)).astype(np.float32)
+    frames = np.concatenate([np.roll(sheet, 2 * k, 1) for k in range(12)])
+    where = np.ones(frames.shape[:3], bool)
+    where[:, 20:, 15:40] = False
+    frames[:, 20:, 15:40] = np.concatenate([np.roll(sheet, -3 * k, 1) for k in range(12)])[:, 20:, 15:40]
+    assert measure_flow(frames, where) == pytest.approx((0, 2), abs=0.1)
+
+
+def test_the_figure_and_its_surroundings_are_left_out() -> None:
+    _, frames, alone = clip("clouds", 0)
+    where = flowing(frames, alone, margin=2)
+    changed = (frames != alone).any(-1)
+    assert not (where & changed).any()
+    assert not (where & np.roll(changed, 2, 1)).any()
+    assert 0.1 < where.mean() < 0.7
+
+
+def test_flicker_is_noise_where_the_truth_rests_and_not_the_figure() -> None:
+    _, frames, _ = clip("room", 0)
+    truth = frames / np.float32(255)
+    assert flicker(truth, truth) == 0
+    noise = np.random.default_rng(0).normal(0, 0.02, truth.shape).astype(np.float32)
+    # Two independent normal numbers differ by 2 / sqrt(pi) standard deviations on average.
+    assert flicker(truth + noise, truth) == pytest.approx(0.02 * 2 / np.sqrt(np.pi), rel=0.02)
+    assert flicker(truth[::-1], truth) > 0
+
+
+def test_energy_is_the_mean_change() -> None:
+    frames = np.zeros((3, 4, 4, 3), np.float32)
+    frames[1] = 0.3
+    where = np.ones((3, 4, 4), bool)
+    assert motion_energy(frames, where) == pytest.approx(0.3)
+    where[2] = False
+    frames[2] = 1.0
+    assert motion_energy(frames, where) == pytest.approx(0.3)
+    assert np.isnan(motion_energy(frames, np.zeros((3, 4, 4), bool)))
+
+
+def test_the_interval_of_a_mean_is_the_textbook_s() -> None:
+    values = np.random.default_rng(3).normal(0, 1, 400)
+    intervals = bootstrap(lambda index: [float(values[index].mean()), float("nan")], 400, seed=0)
+    low, high = intervals[0]
+    half = 1.96 * values.std() / 20
+    assert low == pytest.approx(values.mean() - half, abs=0.02)
+    assert high == pytest.approx(values.mean() + half, abs=0.02)
+    assert np.array_equal(intervals[0], bootstrap(lambda index: [float(values[index].mean())], 400, seed=0)[0])
+    assert np.isnan(intervals[1]).all()
+
+
+def test_correlation_agrees_with_numpy() -> None:
+    first, second = np.random.default_rng(4).random((2, 5, 7))
+    assert correlation(first, second) == pytest.approx(np.corrcoef(first.ravel(), second.ravel())[0, 1])
+    assert correlation(first, np.ones_like(first)) == 0
