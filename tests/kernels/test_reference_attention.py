@@ -123,9 +123,9 @@ def test_gradients(backend):
 def test_operator_registration(backend):
     operator = torch.ops.xdyna.reference_attention.default
     tensors = inputs(dtype=torch.float32, grad=True)
-    report = torch.library.opcheck(operator, (*tensors, backend))
+    report = torch.library.opcheck(operator, (*tensors, backend, "recompute"))
     assert set(report.values()) == {"SUCCESS"}
-    report = torch.library.opcheck(operator, (*tensors[:7], None, tensors[8], None, None, backend))
+    report = torch.library.opcheck(operator, (*tensors[:7], None, tensors[8], None, None, backend, "recompute"))
     assert set(report.values()) == {"SUCCESS"}
 
 
@@ -168,10 +168,23 @@ def test_fake_tensors(backend):
     [
         ("q", lambda t: t[0], r"q is \[3, 5, 2, 8\]"),
         ("q", lambda t: t[:, :0], r"q is \[2, 0, 5, 2, 8\]"),
+        ("q", lambda t: t[:, :, :0], r"q is \[2, 3, 0, 2, 8\]"),
+        ("q", lambda t: t[..., :0], r"q is \[2, 3, 5, 2, 0\]"),
         ("q", lambda t: t.long(), "q is .* torch.int64"),
+        ("q", lambda t: t.to(torch.complex64), "q is .* torch.complex64"),
+        ("q", lambda t: t.to(torch.float8_e4m3fn), "q is .* torch.float8_e4m3fn"),
+        ("q", lambda t: t.to("meta"), "k is torch.float64 on cpu, q is torch.float64 on meta"),
+        ("v", lambda t: t.to_sparse(), "v is torch.sparse_coo, expected a dense tensor"),
+        ("k", lambda t: t.to("meta"), "k is torch.float64 on meta, q is torch.float64 on cpu"),
+        ("q_ref", lambda t: t[..., :-1], r"q_ref is \[2, 3, 5, 2, 7\], expected \[2, 3, 5, 2, 8\]"),
         ("v", lambda t: t[:, :, :-1], r"v is \[2, 3, 4, 2, 8\], expected \[2, 3, 5, 2, 8\]"),
         ("k_ref", lambda t: t[:, :0], r"k_ref is \[2, 0, 2, 8\]"),
+        ("k_ref", lambda t: t[:1], r"k_ref is \[1, 7, 2, 8\], expected \[2, 7, 2, 8\]"),
+        ("k_ref", lambda t: t[:, None], "k_ref is .*, expected a non-empty"),
         ("v_ref", lambda t: t[:, :-1], "v_ref is"),
+        ("w_out", lambda t: t[:0], r"w_out is \[0, 16\], expected a non-empty"),
+        ("w_out", lambda t: t[0], r"w_out is \[16\], expected a non-empty"),
+        ("b_out", lambda t: t[:, None], r"b_out is \[12, 1\], expected \[12\]"),
         ("w_out", lambda t: t[:, :-1], "w_out is"),
         ("w_ref", lambda t: t.float(), "w_ref is torch.float32 on cpu, q is torch.float64"),
         ("b_ref", lambda t: t[:-1], "b_ref is"),

@@ -23,11 +23,12 @@ def python(*arguments, **environment):
     return run.stdout
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="test_triton_parity.py itself runs on the GPU")
-def test_parity_in_the_interpreter():
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the files themselves run on the GPU")
+@pytest.mark.parametrize("file", ["test_triton_parity.py", "test_triton_gradients.py"])
+def test_parity_in_the_interpreter(file):
     """TRITON_INTERPRET is read when the kernels are imported, hence a process of its own."""
     pytest.importorskip("triton")
-    out = python("-m", "pytest", "-q", str(Path(__file__).parent / "test_triton_parity.py"), TRITON_INTERPRET="1")
+    out = python("-m", "pytest", "-q", str(Path(__file__).parent / file), TRITON_INTERPRET="1")
     assert "passed" in out
     assert "skipped" not in out
 
@@ -88,6 +89,17 @@ def test_triton_is_imported_only_when_it_is_used(installed):
 def test_fake_tensors_need_no_kernel():
     with torch._subclasses.FakeTensorMode():
         tensors = [t.to(torch.float16) for t in inputs()]
-        out, lse = torch.ops.xdyna.reference_attention_triton(*tensors, None)
+        out, both, lse = torch.ops.xdyna.reference_attention_triton(*tensors, None, "triton")
+        attention, weights = tensors[:6], tensors[6::2]
+        found = torch.ops.xdyna.reference_attention_triton_backward(
+            out, *attention, *weights, both, lse, [True] * 5 + [False]
+        )
     assert (out.shape, out.dtype) == ((1, 2, 5, 12), torch.float16)
+    assert (both.shape, both.dtype) == ((2, 5, 32), torch.float16)
     assert (lse.shape, lse.dtype) == ((2, 4, 5), torch.float32)
+    assert [x.shape for x in found] == [x.shape for x in attention[:5]] + [(0,)]
+
+
+def test_unknown_backward():
+    with pytest.raises(ValueError, match="backward is 'fast', expected one of"):
+        reference_attention(*inputs(), backward="fast")

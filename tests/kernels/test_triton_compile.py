@@ -8,10 +8,20 @@ import pytest
 pytest.importorskip("triton")
 
 from xdyna_kernels import tiles
-from xdyna_kernels.ahead_of_time import attention_case, compile_cases, faults, projection_case, read_golden, table_cases
+from xdyna_kernels.ahead_of_time import (
+    attention_case,
+    backward_case,
+    compile_cases,
+    delta_case,
+    faults,
+    projection_case,
+    read_golden,
+    table_cases,
+)
 
 GOLDEN = read_golden(Path(__file__).parent / "golden" / "compile.json")
-# bench/compile_report.py holds the whole table; here every tile of Hopper in half precision, and a sample of the rest.
+# bench/compile_report.py holds the whole table; here every tile of Hopper's forward in half precision, and a sample of
+# the rest.
 SAMPLE = [attention_case("sm_90", "half", D, even) for D in (40, 80, 160) for even in (True, False)]
 SAMPLE += [attention_case("sm_90", "half", 256, even=False)]
 SAMPLE += [projection_case("sm_90", "half", 320, even=True), projection_case("sm_90", "half", 72, even=False)]
@@ -19,7 +29,15 @@ for chip in ("sm_80", "sm_100"):
     SAMPLE += [attention_case(chip, "half", 40, even=True), attention_case(chip, "half", 160, even=False)]
     SAMPLE += [projection_case(chip, "half", 320, even=True)]
 SAMPLE += [attention_case("sm_90", "tf32", 80, even=False), attention_case("sm_90", "ieee", 80, even=False)]
+SAMPLE += [backward_case("sm_90", "half", "queries", D, even=D == 80) for D in (40, 80, 160)]
+SAMPLE += [backward_case("sm_90", "half", "keys", D, even=D == 80) for D in (40, 80, 160)]
+SAMPLE += [
+    backward_case("sm_80", "half", "keys", 160, even=True),
+    backward_case("sm_100", "half", "keys", 40, even=True),
+]
+SAMPLE += [delta_case("sm_90", "half", 256)]
 SPILLING = attention_case("sm_90", "half", 40, even=True, tile=tiles.Attention(128, 128, 4, 3))
+SPILLING_KEYS = backward_case("sm_90", "half", "keys", 160, even=False, tile=tiles.Attention(64, 128, 8, 2))
 PADDED = attention_case("sm_90", "half", 160, even=True)
 PADDED = replace(PADDED, constants=PADDED.constants | {"D0": 256, "D1": 0})
 IDLE = attention_case("sm_90", "ieee", 80, even=False)  # no tensor cores
@@ -28,7 +46,9 @@ IDLE = attention_case("sm_90", "ieee", 80, even=False)  # no tensor cores
 @pytest.fixture(scope="module")
 def compiled():
     """Figures by case name. One call, since each starts processes of its own."""
-    cases = {"spilling": SPILLING, "padded": PADDED} | {case.name: case for case in SAMPLE}
+    cases = {"spilling": SPILLING, "spilling keys": SPILLING_KEYS, "padded": PADDED} | {
+        case.name: case for case in SAMPLE
+    }
     return dict(zip(cases, compile_cases(cases.values()), strict=True))
 
 
@@ -46,6 +66,8 @@ def test_compiled_kernels_keep_to_what_is_recorded(compiled):
 def test_bad_kernels_do_not_pass(compiled):
     spilling, padded, idle = compiled["spilling"], compiled["padded"], compiled[IDLE.name]
     assert [line.split(":")[0] for line in faults(SPILLING, spilling, spilling)] == ["spills"]
+    spilling = compiled["spilling keys"]
+    assert [line.split(":")[0] for line in faults(SPILLING_KEYS, spilling, spilling)] == ["spills"]
     assert "shared memory: 262144 bytes, sm_90 has 232448" in faults(PADDED, padded, padded)
     assert faults(replace(IDLE, arithmetic="half"), idle, idle) == ["tensor cores: no HGMMA"]
 

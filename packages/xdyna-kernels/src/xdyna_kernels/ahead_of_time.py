@@ -20,9 +20,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from . import tiles
+from .triton_backward import delta_constants, delta_kernel, keys_kernel, queries_kernel
 from .triton_forward import attend_constants, attend_kernel, project_constants, project_kernel
 
 KERNELS = {"attend": attend_kernel, "project": project_kernel}
+KERNELS |= {"delta": delta_kernel, "queries": queries_kernel, "keys": keys_kernel}  # of the backward
 SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448}  # bytes that one program may have
 TENSOR_CORE = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC[A-Z]*MMA"}
 REGISTER_SLACK = 8  # that a kernel may take above its recorded figure before it counts as a regression
@@ -39,7 +41,7 @@ class Case:
     kernel: str  # of KERNELS
     size: str
     constants: dict[str, Any]
-    tile: tiles.Attention | tiles.Projection
+    tile: tiles.Tile
 
     @property
     def name(self) -> str:
@@ -70,6 +72,20 @@ def projection_case(chip: str, arithmetic: str, C: int, even: bool) -> Case:
     return Case(chip, arithmetic, "project", f"C={C} {'even' if even else 'tails'}", constants, tile)
 
 
+def backward_case(
+    chip: str, arithmetic: str, kernel: str, D: int, even: bool, tile: tiles.Attention | None = None
+) -> Case:
+    """The kernel "queries" or "keys" at the table's tile, or at another; `even` as the kernel's EVEN."""
+    table = {"queries": tiles.queries_tile, "keys": tiles.keys_tile}[kernel]
+    tile = tile or table(chip, arithmetic, D)
+    constants = attend_constants(tile, arithmetic, D, even)
+    return Case(chip, arithmetic, kernel, f"D={D} {'even' if even else 'tails'}", constants, tile)
+
+
+def delta_case(chip: str, arithmetic: str, D: int) -> Case:
+    return Case(chip, arithmetic, "delta", f"D={D}", delta_constants(D), tiles.DELTA)
+
+
 def table_cases() -> Iterator[Case]:
     """Every tile of the table: at the model's sizes, with tails, and at the largest head that it serves."""
     for (chip, arithmetic), limits in tiles.ATTENTION.items():
@@ -79,6 +95,12 @@ def table_cases() -> Iterator[Case]:
         for C in (320, 640, 1280):
             yield projection_case(chip, arithmetic, C, even=True)
         yield projection_case(chip, arithmetic, 72, even=False)
+    for (chip, arithmetic), limits in tiles.BACKWARD_KEYS.items():
+        yield delta_case(chip, arithmetic, tiles.MAX_HEAD_DIM)
+        for kernel in ("queries", "keys"):
+            for D in sorted({40, 80, 160, *limits}):
+                for even in (True, False):
+                    yield backward_case(chip, arithmetic, kernel, D, even)
 
 
 def compile_cases(cases: Iterable[Case]) -> list[Figures]:
@@ -99,7 +121,7 @@ def compile_case(case: Case) -> Figures:
         elif name == "scale":
             signature[name] = "fp32"
         else:
-            signature[name] = "*fp32" if name == "lse" else POINTERS[case.arithmetic]
+            signature[name] = "*fp32" if name in ("lse", "delta") else POINTERS[case.arithmetic]
             attributes[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, case.constants, attributes)
     target = GPUTarget("cuda", int(case.chip.removeprefix("sm_")), 32)
@@ -139,7 +161,7 @@ def faults(case: Case, found: Figures, recorded: Figures | None) -> list[str]:
         wrong.append(f"spills: {found.spills} LDL/STL, {found.stack} bytes of stack")
     if found.shared > limit:
         wrong.append(f"shared memory: {found.shared} bytes, {case.chip} has {limit}")
-    if case.arithmetic != "ieee" and not found.tensor_core:
+    if case.arithmetic != "ieee" and case.kernel != "delta" and not found.tensor_core:
         wrong.append(f"tensor cores: no {TENSOR_CORE[case.chip]}")
     if recorded is None:
         wrong.append("not recorded: run bench/compile_report.py --update")

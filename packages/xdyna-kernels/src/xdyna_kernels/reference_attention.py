@@ -5,91 +5,44 @@ For frame f of a clip whose frame 0 is the reference R (X-Dyna, Section 3.2):
     out_f = softmax(q_f k_f^T / sqrt D) v_f  Wo^T + bo  +  softmax(q'_f k_R^T / sqrt D) v_R  Wr^T + br  +  residual_f
 
 "eager" and "sdpa" are composites of PyTorch operations: autograd, fake tensors, `torch.compile` and `torch.export` see
-what is inside, so they have the derivatives of their parts, of any order. "triton" is an operator of its own. Its
-backward computes the forward again as "sdpa" and takes that one's derivatives: it keeps only the inputs in memory, and
-costs a second forward.
+what is inside, so they have the derivatives of their parts, of any order. "triton" and "gluon" are an operator of
+their own, with a choice of backward (see triton_operator.py).
 """
 
 import importlib.util
 import logging
 import os
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import tiles
+from . import gluon_tiles, tiles, triton_operator
 from .eager import reference_attention_eager
 from .sdpa import reference_attention_sdpa
 
 logger = logging.getLogger(__name__)
 
-# What PyTorch alone computes, on any device. The third backend, "triton", needs a GPU (or Triton's interpreter).
+# What PyTorch alone computes, on any device. The others need a GPU (or, "triton", Triton's interpreter).
 BACKENDS = {"eager": reference_attention_eager, "sdpa": reference_attention_sdpa}
-NAMES = (*BACKENDS, "triton")
+NAMES = (*BACKENDS, "triton", "gluon")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+BACKWARDS = ("triton", "recompute")  # of the backends "triton" and "gluon"
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 _TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton does: before the kernels are imported
 
 torch.library.define(
     "xdyna::reference_attention",
     "(Tensor q, Tensor k, Tensor v, Tensor q_ref, Tensor k_ref, Tensor v_ref, Tensor w_out, Tensor? b_out,"
-    " Tensor w_ref, Tensor? b_ref, Tensor? residual, str backend) -> Tensor",
+    " Tensor w_ref, Tensor? b_ref, Tensor? residual, str backend, str backward) -> Tensor",
 )
 
 
 @torch.library.impl("xdyna::reference_attention", "CompositeImplicitAutograd")
-def _reference_attention(q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual, backend):
-    if backend == "triton":
-        tensors = (q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual)
-        return torch.ops.xdyna.reference_attention_triton(*tensors)[0]
-    return BACKENDS[backend](q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual)
-
-
-@torch.library.custom_op("xdyna::reference_attention_triton", mutates_args=())
-def _triton(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_ref: Tensor,
-    k_ref: Tensor,
-    v_ref: Tensor,
-    w_out: Tensor,
-    b_out: Tensor | None,
-    w_ref: Tensor,
-    b_ref: Tensor | None,
-    residual: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The result [B, F, N, C]; log of the sum of exp of the scores [B*F, 2*H, N], own heads, then reference heads."""
-    from .triton_forward import attend, project  # imports triton, which a CPU may not have
-
-    both, lse = attend(q, k, v, q_ref, k_ref, v_ref, scale=q.shape[-1] ** -0.5)
-    out = project(both, w_out, b_out, w_ref, b_ref, residual)
-    return out.view(*q.shape[:3], w_out.shape[0]), lse
-
-
-@_triton.register_fake
-def _(q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual):
-    B, F, N, H, _ = q.shape
-    return q.new_empty(B, F, N, w_out.shape[0]), q.new_empty(B * F, 2 * H, N, dtype=torch.float32)
-
-
-def _keep_inputs(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-    ctx.mark_non_differentiable(output[1])
-
-
-def _recompute(ctx, grad, _):
-    """Derivatives of the "sdpa" backend at the saved inputs."""
-    with torch.enable_grad():
-        # Aliases are nodes of their own: k_ref may be a view of k, whose derivative must not count that path twice.
-        inputs: list[Any] = [None if x is None else x.view_as(x) for x in ctx.saved_tensors]
-        out = reference_attention_sdpa(*inputs)
-    wanted = [x for x, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed]
-    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=torch.is_grad_enabled()))
-    return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
-
-
-_triton.register_autograd(_recompute, setup_context=_keep_inputs)
+def _reference_attention(q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual, backend, backward):
+    tensors = (q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual)
+    if backend in BACKENDS:
+        return BACKENDS[backend](*tensors)
+    return triton_operator.forward(*tensors, backward, backend)[0]
 
 
 def reference_attention(
@@ -106,33 +59,48 @@ def reference_attention(
     residual: Tensor | None = None,
     *,
     backend: str | None = None,
+    backward: str | None = None,
 ) -> Tensor:
     """Self-attention of every frame plus its attention to one shared reference, both projected and summed.
 
     Args:
-        q, k, v, q_ref: [B, F, N, H, D], one floating dtype and device for all tensors.
+        q, k, v, q_ref: [B, F, N, H, D], dense. All tensors share a device and a dtype, one of DTYPES.
         k_ref, v_ref: [B, M, H, D], usually a view of frame 0 of `k` and `v`; never expanded over the frames.
         w_out, w_ref: [C, H*D] output projections, laid out as `nn.Linear.weight`.
         b_out, b_ref: [C] or None.
         residual: [B, F, N, C] or None, added to the result.
         backend: "eager" (the mathematics line by line), "sdpa" (frames folded into the query axis), "triton" (two
             kernels; float16, bfloat16 or float32, D a multiple of 8 up to 256, an Ampere, Hopper or Blackwell data
-            centre GPU; tensors whose strides are no multiples of 8 are copied first), or None: "triton" where it can
-            run and has been proven on the chip (`tiles.PROVEN`, empty so far), else "sdpa".
+            centre GPU; tensors whose strides are no multiples of 8 are copied first), "gluon" (the same, with its
+            attention scheduled by hand for Hopper; float16 or bfloat16, D of 40, 80 or 160; never run on a GPU so far,
+            hence never chosen by itself), or None: "triton" where it can run and has been proven on the chip
+            (`tiles.PROVEN`, empty so far), else "sdpa".
+        backward: of "triton" and "gluon", the others have their own. "triton" (three kernels; deterministic; no work
+            for what needs no derivative; keeps 2*H*D channels per token beside the inputs; float32 without tf32),
+            "recompute" (keeps only the inputs, and computes "sdpa" once more), or None: "triton" where it has been
+            proven on the chip and PyTorch would not use tf32, else "recompute". Second derivatives are those of
+            "sdpa" either way.
 
     Returns:
         [B, F, N, C] in the inputs' dtype.
 
     Raises:
-        ValueError: a shape, dtype, device or backend does not fit; the message names the argument.
+        ValueError: a shape, dtype, device, backend or backward does not fit; the message names the argument.
     """
     if backend not in (*NAMES, None):
         raise ValueError(f"backend is {backend!r}, expected one of {sorted(NAMES)} or None")
+    if backward not in (*BACKWARDS, None):
+        raise ValueError(f"backward is {backward!r}, expected one of {sorted(BACKWARDS)} or None")
     _check(q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual)
     if backend in ("triton", None):
         backend = _choose(backend, q)
+    elif backend == "gluon" and (reason := _why_not_gluon(q)) is not None:
+        raise ValueError(f"backend 'gluon' {reason}")
+    if backward is None:
+        exact = tiles.arithmetic(q.dtype) != "tf32"
+        backward = "triton" if backend not in BACKENDS and _proven(q) and exact else "recompute"
     return torch.ops.xdyna.reference_attention(
-        q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual, backend
+        q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual, backend, backward
     )
 
 
@@ -140,11 +108,7 @@ def _choose(backend: str | None, q: Tensor) -> str:
     """ "triton" if it can run on tensors like `q`; else "sdpa", or ValueError if "triton" was asked for."""
     interpreted = backend == "triton" and q.device.type == "cpu" and _TRITON_INTERPRETED
     reason = _why_not_triton(q, interpreted)
-    if (
-        reason is None
-        and backend is None
-        and tiles.CHIPS[torch.cuda.get_device_capability(q.device)] not in tiles.PROVEN
-    ):
+    if reason is None and backend is None and not _proven(q):
         reason = "has not been proven on this chip; it can be asked for by name"
     if reason is None:
         return "triton"
@@ -157,6 +121,11 @@ def _choose(backend: str | None, q: Tensor) -> str:
 
 
 _said: set[str] = set()
+
+
+def _proven(q: Tensor) -> bool:
+    """Whether the kernels have been proven on the chip that `q` lies on; never in the interpreter."""
+    return q.is_cuda and tiles.CHIPS[torch.cuda.get_device_capability(q.device)] in tiles.PROVEN
 
 
 def _why_not_triton(q: Tensor, interpreted: bool) -> str | None:
@@ -175,6 +144,17 @@ def _why_not_triton(q: Tensor, interpreted: bool) -> str | None:
     return None if capability in tiles.CHIPS else f"has no tiles for compute capability {capability}"
 
 
+def _why_not_gluon(q: Tensor) -> str | None:
+    if q.dtype not in gluon_tiles.DTYPES:
+        return f"needs float16 or bfloat16, q is {q.dtype}"
+    if q.shape[-1] not in gluon_tiles.KEYS_AND_STAGES:
+        return f"needs heads of 40, 80 or 160 channels, q is {list(q.shape)}"
+    if (reason := _why_not_triton(q, interpreted=False)) is not None:
+        return reason
+    capability = torch.cuda.get_device_capability(q.device)
+    return None if capability == (9, 0) else f"needs compute capability (9, 0), {q.device} has {capability}"
+
+
 def _check(
     q: Tensor,
     k: Tensor,
@@ -188,7 +168,7 @@ def _check(
     b_ref: Tensor | None,
     residual: Tensor | None,
 ) -> None:
-    if q.ndim != 5 or not q.is_floating_point() or 0 in q.shape:
+    if q.ndim != 5 or q.dtype not in DTYPES or 0 in q.shape:
         raise ValueError(f"q is {list(q.shape)} {q.dtype}, expected a non-empty floating [B, F, N, H, D]")
     if k_ref.ndim != 4 or 0 in k_ref.shape:
         raise ValueError(f"k_ref is {list(k_ref.shape)}, expected a non-empty [B, M, H, D]")
@@ -197,6 +177,7 @@ def _check(
     B, F, N, H, D = q.shape
     M, C = k_ref.shape[1], w_out.shape[0]
     for name, tensor, shape in (
+        ("q", q, (B, F, N, H, D)),
         ("k", k, (B, F, N, H, D)),
         ("v", v, (B, F, N, H, D)),
         ("q_ref", q_ref, (B, F, N, H, D)),
@@ -212,5 +193,7 @@ def _check(
             continue
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} is {list(tensor.shape)}, expected {list(shape)} beside q {list(q.shape)}")
+        if tensor.layout != torch.strided:
+            raise ValueError(f"{name} is {tensor.layout}, expected a dense tensor")
         if tensor.dtype != q.dtype or tensor.device != q.device:
             raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, q is {q.dtype} on {q.device}")

@@ -12,6 +12,12 @@ class Attention(NamedTuple):
     stages: int
 
 
+class Rows(NamedTuple):
+    rows: int  # of one program
+    warps: int
+    stages: int
+
+
 class Projection(NamedTuple):
     rows: int  # tokens of one program
     columns: int  # output channels of one program
@@ -20,6 +26,7 @@ class Projection(NamedTuple):
     stages: int
 
 
+Tile = Attention | Projection | Rows
 # By chip and arithmetic; within those, by the largest head dimension that the tile serves.
 # Chosen by compiling ahead of time (no spills, see tests/kernels/golden), and by timing where TIMED says so.
 ATTENTION = {
@@ -89,6 +96,85 @@ PROJECTION = {
     ("sm_90", "ieee"): Projection(64, 32, 16, 4, 2),
     ("sm_100", "ieee"): Projection(64, 32, 16, 4, 2),
 }
+# Of the backward, likewise. It has no "tf32": at D = 160 on sm_80 and sm_90, every tile tried for the keys spills.
+BACKWARD_QUERIES = {
+    ("sm_80", "half"): {
+        48: Attention(128, 64, 8, 2),
+        96: Attention(128, 64, 8, 2),
+        160: Attention(128, 32, 8, 2),
+        256: Attention(64, 32, 8, 2),
+    },
+    ("sm_90", "half"): {
+        48: Attention(128, 64, 8, 3),
+        96: Attention(128, 64, 8, 3),
+        160: Attention(128, 64, 8, 3),
+        256: Attention(128, 32, 8, 2),
+    },
+    ("sm_100", "half"): {
+        48: Attention(128, 64, 8, 3),
+        96: Attention(128, 64, 8, 3),
+        160: Attention(128, 64, 8, 2),
+        256: Attention(64, 32, 4, 2),
+    },
+    ("sm_80", "ieee"): {
+        48: Attention(32, 32, 8, 2),
+        96: Attention(32, 32, 8, 2),
+        160: Attention(32, 32, 8, 2),
+        256: Attention(32, 16, 8, 2),
+    },
+    ("sm_90", "ieee"): {
+        48: Attention(32, 32, 8, 2),
+        96: Attention(32, 32, 8, 2),
+        160: Attention(32, 32, 8, 2),
+        256: Attention(32, 16, 8, 2),
+    },
+    ("sm_100", "ieee"): {
+        48: Attention(32, 16, 8, 2),
+        96: Attention(32, 32, 8, 2),
+        160: Attention(32, 32, 8, 2),
+        256: Attention(32, 16, 8, 2),
+    },
+}
+# Here a program has a block of keys, and a step a block of queries.
+BACKWARD_KEYS = {
+    ("sm_80", "half"): {
+        48: Attention(64, 128, 8, 2),
+        96: Attention(16, 64, 8, 2),
+        160: Attention(16, 64, 8, 2),
+        256: Attention(32, 64, 8, 2),
+    },
+    ("sm_90", "half"): {
+        48: Attention(64, 128, 8, 2),
+        96: Attention(64, 128, 8, 2),
+        160: Attention(32, 64, 8, 2),
+        256: Attention(32, 64, 8, 2),
+    },
+    ("sm_100", "half"): {
+        48: Attention(64, 128, 8, 2),
+        96: Attention(64, 128, 8, 2),
+        160: Attention(64, 64, 8, 2),
+        256: Attention(32, 64, 8, 2),
+    },
+    ("sm_80", "ieee"): {
+        48: Attention(32, 16, 8, 2),
+        96: Attention(16, 16, 8, 2),
+        160: Attention(32, 16, 8, 2),
+        256: Attention(16, 32, 8, 2),
+    },
+    ("sm_90", "ieee"): {
+        48: Attention(32, 16, 8, 2),
+        96: Attention(32, 16, 8, 2),
+        160: Attention(32, 16, 8, 2),
+        256: Attention(16, 16, 8, 2),
+    },
+    ("sm_100", "ieee"): {
+        48: Attention(32, 16, 8, 2),
+        96: Attention(32, 16, 8, 2),
+        160: Attention(32, 16, 8, 2),
+        256: Attention(16, 16, 8, 2),
+    },
+}
+DELTA = Rows(64, 4, 1)
 # Table, chip, arithmetic and head dimension (None for projections) of a tile: the device, day and commit of the
 # `bench/attn.py --tune` that chose it.
 TIMED: dict[tuple[str, str, str, int | None], str] = {}
@@ -108,7 +194,21 @@ def arithmetic(dtype: torch.dtype) -> str:
 
 def attention_tile(chip: str, arithmetic: str, head_dim: int) -> Attention:
     """The tile for heads of `head_dim` channels, at most MAX_HEAD_DIM, on a chip named in CHIPS."""
-    rows = ATTENTION[chip, arithmetic]
+    return _by_head(ATTENTION, chip, arithmetic, head_dim)
+
+
+def queries_tile(chip: str, arithmetic: str, head_dim: int) -> Attention:
+    """As `attention_tile`, of the backward kernel that holds a block of queries."""
+    return _by_head(BACKWARD_QUERIES, chip, arithmetic, head_dim)
+
+
+def keys_tile(chip: str, arithmetic: str, head_dim: int) -> Attention:
+    """As `attention_tile`, of the backward kernel that holds a block of keys and walks over the queries."""
+    return _by_head(BACKWARD_KEYS, chip, arithmetic, head_dim)
+
+
+def _by_head(table: dict, chip: str, arithmetic: str, head_dim: int) -> Attention:
+    rows = table[chip, arithmetic]
     return rows[min(limit for limit in rows if head_dim <= limit)]
 
 

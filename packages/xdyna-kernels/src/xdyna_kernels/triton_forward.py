@@ -28,7 +28,7 @@ STRIDES = [f"{t}_{axis}" for t in ("q", "k", "v", "qr") for axis in "bfnh"] + [
 
 
 @triton.jit
-def _load(base, rows, row_limit, stride, columns, column_limit, EVEN_ROWS: tl.constexpr, EVEN_COLUMNS: tl.constexpr):
+def load(base, rows, row_limit, stride, columns, column_limit, EVEN_ROWS: tl.constexpr, EVEN_COLUMNS: tl.constexpr):
     """[rows, columns] of a matrix; zero past the limits, which an axis that is even never reaches."""
     at = base + rows[:, None].to(tl.int64) * stride + columns[None, :]
     # A mask that is always true still costs instructions in every step.
@@ -43,7 +43,7 @@ def _load(base, rows, row_limit, stride, columns, column_limit, EVEN_ROWS: tl.co
 
 
 @triton.jit
-def _load_beside_ones(base, rows, row_limit, stride, columns, D, ones, EVEN_ROWS: tl.constexpr):
+def load_beside_ones(base, rows, row_limit, stride, columns, D, ones, EVEN_ROWS: tl.constexpr):
     """[rows, columns] of a matrix of D columns, with ones to the right of it; zero past the row limit."""
     # From memory, since what is selected after the load cannot go into shared memory asynchronously.
     at = base + rows[:, None].to(tl.int64) * stride + columns[None, :]
@@ -55,7 +55,7 @@ def _load_beside_ones(base, rows, row_limit, stride, columns, D, ones, EVEN_ROWS
 
 
 @triton.jit
-def _store(base, values, rows, row_limit, stride, columns, column_limit):
+def store(base, values, rows, row_limit, stride, columns, column_limit):
     at = base + rows[:, None].to(tl.int64) * stride + columns[None, :]
     tl.store(at, values.to(base.dtype.element_ty), mask=(rows < row_limit)[:, None] & (columns < column_limit)[None, :])
 
@@ -129,11 +129,11 @@ def attend_kernel(
 
     queries = block * QUERIES + tl.arange(0, QUERIES)
     c0 = tl.arange(0, D0)
-    q0 = _load(q_base, queries, N, q_row, c0, D, False, D0 <= D)
+    q0 = load(q_base, queries, N, q_row, c0, D, False, D0 <= D)
     out0 = tl.zeros([QUERIES, D0], tl.float32)
     if D1 > 0:
         c1 = D0 + tl.arange(0, D1)
-        q1 = _load(q_base, queries, N, q_row, c1, D, False, D0 + D1 <= D)
+        q1 = load(q_base, queries, N, q_row, c1, D, False, D0 + D1 <= D)
         out1 = tl.zeros([QUERIES, D1], tl.float32)
     # The weights are summed in column D of out1, if it has one.
     SPARE: tl.constexpr = D1 > 0 and D0 + D1 > D
@@ -141,10 +141,10 @@ def attend_kernel(
     total = tl.zeros([QUERIES], tl.float32)
     for start in tl.range(0, n_keys, KEYS):
         keys = start + tl.arange(0, KEYS)
-        k0 = _load(k_base, keys, n_keys, k_row, c0, D, EVEN, D0 <= D)
+        k0 = load(k_base, keys, n_keys, k_row, c0, D, EVEN, D0 <= D)
         scores = tl.dot(q0, tl.trans(k0), input_precision=PRECISION)
         if D1 > 0:
-            k1 = _load(k_base, keys, n_keys, k_row, c1, D, EVEN, D0 + D1 <= D)
+            k1 = load(k_base, keys, n_keys, k_row, c1, D, EVEN, D0 + D1 <= D)
             scores = tl.dot(q1, tl.trans(k1), scores, input_precision=PRECISION)
         if not EVEN:
             scores = tl.where((keys < n_keys)[None, :], scores, float("-inf"))
@@ -157,22 +157,22 @@ def attend_kernel(
         top = new_top
         weights = weights.to(q0.dtype)
 
-        v0 = _load(v_base, keys, n_keys, v_row, c0, D, EVEN, D0 <= D)
+        v0 = load(v_base, keys, n_keys, v_row, c0, D, EVEN, D0 <= D)
         out0 = tl.dot(weights, v0, out0 * shrink[:, None], input_precision=PRECISION)
         if D1 > 0:
             if SPARE:
-                v1 = _load_beside_ones(v_base, keys, n_keys, v_row, c1, D, ones, EVEN)
+                v1 = load_beside_ones(v_base, keys, n_keys, v_row, c1, D, ones, EVEN)
             else:
-                v1 = _load(v_base, keys, n_keys, v_row, c1, D, EVEN, True)
+                v1 = load(v_base, keys, n_keys, v_row, c1, D, EVEN, True)
             out1 = tl.dot(weights, v1, out1 * shrink[:, None], input_precision=PRECISION)
 
     if SPARE:
         total = tl.sum(tl.where((c1 == D)[None, :], out1, 0.0), 1)
     both_row = 2 * H * D
     both_base = both + frame_of_all.to(tl.int64) * N * both_row + head_of_both * D
-    _store(both_base, out0 / total[:, None], queries, N, both_row, c0, D)
+    store(both_base, out0 / total[:, None], queries, N, both_row, c0, D)
     if D1 > 0:
-        _store(both_base, out1 / total[:, None], queries, N, both_row, c1, D)
+        store(both_base, out1 / total[:, None], queries, N, both_row, c1, D)
     lse_base = lse + (frame_of_all.to(tl.int64) * 2 * H + head_of_both) * N
     tl.store(lse_base + queries, (top + tl.math.log2(total)) * 0.6931471805599453, mask=queries < N)
 
@@ -206,16 +206,16 @@ def project_kernel(
         w = w_out if branch == 0 else w_ref
         for start in tl.range(0, K, DEPTH):
             depth = start + tl.arange(0, DEPTH)
-            x_part = _load(both + branch * K, rows, R, 2 * K, depth, K, False, EVEN)
-            w_part = _load(w, columns, C, K, depth, K, C % COLUMNS == 0, EVEN)
+            x_part = load(both + branch * K, rows, R, 2 * K, depth, K, False, EVEN)
+            w_part = load(w, columns, C, K, depth, K, C % COLUMNS == 0, EVEN)
             sums = tl.dot(x_part, tl.trans(w_part), sums, input_precision=PRECISION)
     if b_out is not None:
         sums += tl.load(b_out + columns, mask=columns < C, other=0.0).to(tl.float32)[None, :]
     if b_ref is not None:
         sums += tl.load(b_ref + columns, mask=columns < C, other=0.0).to(tl.float32)[None, :]
     if residual is not None:
-        sums += _load(residual, rows, R, C, columns, C, False, C % COLUMNS == 0).to(tl.float32)
-    _store(out, sums, rows, R, C, columns, C)
+        sums += load(residual, rows, R, C, columns, C, False, C % COLUMNS == 0).to(tl.float32)
+    store(out, sums, rows, R, C, columns, C)
 
 
 def attend_constants(tile: tiles.Attention, arithmetic: str, D: int, even: bool) -> dict[str, Any]:
@@ -237,9 +237,8 @@ def readable(x: Tensor) -> Tensor:
     """`x` itself if the kernel can read it in place, else a copy: strides that are no multiples of 8, say."""
     *outer, channel = x.stride()
     in_place = channel == 1 and x.data_ptr() % 16 == 0 and not any(s % ALIGNMENT for s in outer)
-    in_place = (
-        in_place and outer[-2] < 2**31
-    )  # the stride of tokens is 32 bits wide in the kernel, its products are not
+    # The kernel's strides are 32 bits wide, its products are not; that of tokens it takes times 8.
+    in_place = in_place and outer[-2] < 2**31 and max(outer) < ALIGNMENT * 2**31
     return x if in_place else x.clone(memory_format=torch.contiguous_format)
 
 
@@ -248,12 +247,12 @@ def _dense(x: Tensor) -> Tensor:
     return x if x.is_contiguous() and x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.contiguous_format)
 
 
-def _chip(x: Tensor) -> str:
+def chip(x: Tensor) -> str:
     """The row of the tile table. Triton's interpreter (CPU tensors) takes that of sm_90."""
     return tiles.CHIPS[torch.cuda.get_device_capability(x.device)] if x.is_cuda else "sm_90"
 
 
-def _launch(kernel: Any, programs: int, tile: tiles.Attention | tiles.Projection, first: Tensor, *rest, **constants):
+def launch(kernel: Any, programs: int, tile: tiles.Tile, first: Tensor, *rest, **constants):
     with torch.cuda.device_of(first):  # Triton launches on the current device, which may be another
         kernel[(programs,)](first, *rest, **constants, num_warps=tile.warps, num_stages=tile.stages)
 
@@ -271,7 +270,7 @@ def attend(
     B, F, N, H, D = q.shape
     M = k_ref.shape[1]
     arithmetic = tiles.arithmetic(q.dtype)
-    tile = tiles.attention_tile(_chip(q), arithmetic, D)
+    tile = tiles.attention_tile(chip(q), arithmetic, D)
     tensors = [readable(x) for x in (q, k, v, q_ref, k_ref, v_ref)]
     strides = [s // ALIGNMENT for x in tensors for s in x.stride()[:-1]]
     both = q.new_empty(B * F, N, 2 * H * D)
@@ -281,7 +280,7 @@ def attend(
     sizes = (scale * LOG2_E, F, N, M, H)
     programs = math.ceil(N / tile.queries) * 2 * H * B * F
     constants = attend_constants(tile, arithmetic, D, even)
-    _launch(attend_kernel, programs, tile, *tensors, ones, both, lse, *sizes, *strides, **constants)
+    launch(attend_kernel, programs, tile, *tensors, ones, both, lse, *sizes, *strides, **constants)
     return both, lse
 
 
@@ -297,10 +296,10 @@ def project(
     C, K = w_out.shape
     R = both.shape[0] * both.shape[1]
     arithmetic = tiles.arithmetic(both.dtype)
-    tile = tiles.projection_tile(_chip(both), arithmetic)
+    tile = tiles.projection_tile(chip(both), arithmetic)
     out = both.new_empty(R, C)
     rest = [None if x is None else _dense(x) for x in (w_out, b_out, w_ref, b_ref, residual)]
     programs = math.ceil(R / tile.rows) * math.ceil(C / tile.columns)
     constants = project_constants(tile, arithmetic, C, even=K % tile.depth == 0)
-    _launch(project_kernel, programs, tile, both, *rest, out, R, K // ALIGNMENT, **constants)
+    launch(project_kernel, programs, tile, both, *rest, out, R, K // ALIGNMENT, **constants)
     return out
