@@ -67,7 +67,10 @@ def load_latest(folder: Path) -> tuple[int, dict[str, Any], list[Path]] | None:
 
 def _write(folder: Path, step: int, state: dict[str, Any]) -> None:
     with (folder / _STATE).open("wb") as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # of torch's own, which covers that of a write that failed
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
         file.flush()
         os.fsync(file.fileno())
     with (folder / _SEAL).open("w") as file:
