@@ -1,0 +1,84 @@
+"""Where the Gluon backend refuses to run, and its way through the operator, on CPU tensors."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from xdyna_kernels import reference_attention
+
+pytest.importorskip("triton")
+
+from xdyna_kernels import gluon_forward, gluon_kernel, triton_forward
+
+sys.path.insert(0, str(Path(__file__).parent))
+from gluon_on_cpu import OnCPU
+
+contract = importlib.import_module("xdyna_kernels.reference_attention")  # as an attribute, it is the function
+
+
+def inputs(D=40, dtype=torch.bfloat16):
+    shapes = [(1, 2, 35, 2, D)] * 4 + [(1, 50, 2, D)] * 2 + [(12, 2 * D), (12,), (12, 2 * D), (12,), (1, 2, 35, 12)]
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (inputs(), "backend 'gluon' needs an NVIDIA GPU, q is on cpu"),
+        (inputs(dtype=torch.float32), "backend 'gluon' needs float16 or bfloat16, q is torch.float32"),
+        (inputs(D=48), r"backend 'gluon' needs heads of 40, 80 or 160 channels, q is \[1, 2, 35, 2, 48\]"),
+    ],
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_where_it_cannot_run_it_says_why(tensors, message, compiled):
+    call = torch.compile(reference_attention, backend="eager") if compiled else reference_attention
+    with pytest.raises(ValueError, match=message):
+        call(*tensors, backend="gluon")
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (10, 0), (12, 0)])
+def test_other_chips_are_named(capability, monkeypatch):
+    monkeypatch.setattr(contract, "_why_not_triton", lambda q, interpreted: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    message = rf"backend 'gluon' needs compute capability \(9, 0\), cpu has \({capability[0]}, 0\)"
+    with pytest.raises(ValueError, match=message):
+        reference_attention(*inputs(), backend="gluon")
+
+
+def project(both, w_out, b_out, w_ref, b_ref, residual):
+    """As triton_forward.project, whose kernel needs a GPU."""
+    own, ref = both.flatten(0, 1).chunk(2, dim=1)  # [B*F*N, H*D]
+    return (own @ w_out.mT + ref @ w_ref.mT + b_out + b_ref + residual.flatten(0, 2)).contiguous()
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    monkeypatch.setattr(contract, "_why_not_gluon", lambda q: None)
+    monkeypatch.setattr(gluon_forward, "attend_kernel", OnCPU(gluon_kernel))
+    monkeypatch.setattr(triton_forward, "project", project)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.usefixtures("on_cpu")
+def test_result_and_derivatives(dtype):
+    """At most twice the plain formula's error in the same dtype; recomputed derivatives are those of "sdpa" itself."""
+    results = {}
+    for name, precision in (("gluon", dtype), ("eager", dtype), ("sdpa", dtype), ("exact", torch.float64)):
+        leaves = [t.to(precision).requires_grad_() for t in inputs(dtype=dtype)]
+        out = reference_attention(*leaves, backend="eager" if name == "exact" else name)
+        results[name] = [out, *torch.autograd.grad(out, leaves, torch.ones_like(out))]
+    exact = results["exact"][0]
+    found, plain = ((results[name][0].double() - exact).norm() for name in ("gluon", "eager"))
+    assert found <= 2 * plain
+    for a, b in zip(results["gluon"][1:], results["sdpa"][1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_fake_tensors_need_no_kernel():
+    with torch._subclasses.FakeTensorMode():
+        out = reference_attention(*(torch.empty_like(t) for t in inputs()), backend="gluon")
+    assert (out.shape, out.dtype) == ((1, 2, 35, 12), torch.bfloat16)
