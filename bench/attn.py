@@ -22,8 +22,7 @@ import torch
 from attn_flags import Plan, parse
 from parity import Truth, Verdict
 from shapes import DTYPES, Shape, draw, work
-from timing import Call, interleaved
-from torch import Tensor
+from timing import interleaved
 
 
 def judge(name: str, contender: opponents.Contender, truth: Truth) -> tuple[Verdict | None, str, bool]:
@@ -48,13 +47,6 @@ def judge(name: str, contender: opponents.Contender, truth: Truth) -> tuple[Verd
     return None, " | ".join(" ".join(text.split())[:160] for text in (why[:1] + why[-2:] if why[1:] else why)), failed
 
 
-def caller(contender: opponents.Contender, direction: str, tensors: list[Tensor], grad: Tensor) -> Call:
-    if direction == "forward":
-        return torch.no_grad()(lambda: contender(*tensors))
-    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
-    return lambda: torch.autograd.grad(contender(*leaves), leaves, grad)
-
-
 def run_group(plan: Plan, shape: Shape, direction: str) -> tuple[list[dict], roofline.Roofline | None]:
     """All contenders on one shape and direction: parity first, then times of those that passed, in turns with the
     probes of the roofline (None if nothing was timed)."""
@@ -73,7 +65,7 @@ def run_group(plan: Plan, shape: Shape, direction: str) -> tuple[list[dict], roo
     if not (plan.repeats and passed):
         return rows, None
     probes = roofline.Probes(plan.device, dtype)
-    calls = probes.calls | {name: caller(contenders[name], direction, tensors, grad) for name in passed}
+    calls = probes.calls | {name: opponents.caller(contenders[name], direction, tensors, grad) for name in passed}
     times = interleaved(calls, plan.device, plan.repeats, plan.seed)
     roof = probes.read(times)
     for name, row in passed.items():

@@ -68,6 +68,14 @@ def build(name: str) -> Contender:
     return torch.compile(contender, dynamic=False, fullgraph=True) if compiled else contender
 
 
+def caller(contender: Contender, direction: str, tensors: list[Tensor], grad: Tensor) -> Callable[[], object]:
+    """What is timed: the forward, or the forward and the gradients of all tensors."""
+    if direction == "forward":
+        return torch.no_grad()(lambda: contender(*tensors))
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    return lambda: torch.autograd.grad(contender(*leaves), leaves, grad)
+
+
 def released(q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual) -> Tensor:
     """The released code's way: the reference's keys and values are repeated for every frame."""
     frames = q.shape[:3]  # B, F, N

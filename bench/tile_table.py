@@ -16,7 +16,13 @@ from typing import Any
 from xdyna_kernels import tiles
 
 Tile = tiles.Attention | tiles.Projection
-TABLES = ("ATTENTION", "PROJECTION")  # names in tiles.py
+# Names in tiles.py, and the direction of the bench that shows what their tiles do.
+TABLES = {
+    "ATTENTION": "forward",
+    "PROJECTION": "forward",
+    "BACKWARD_QUERIES": "forward+backward",
+    "BACKWARD_KEYS": "forward+backward",
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,18 @@ class Entry:
 
     def __str__(self) -> str:
         heads = "" if self.limit is None else f" D <= {self.limit}"
-        return f"{self.chip} {self.arithmetic} {self.table.lower()}{heads}"
+        return f"{self.chip} {self.arithmetic} {self.table.lower().replace('_', ' ')}{heads}"
+
+    @property
+    def direction(self) -> str:
+        return TABLES[self.table]
+
+    def serves(self, head_dim: int) -> bool:
+        """Whether heads of so many channels take their tile from here."""
+        limits = (
+            [limit for limit in self._rows()[self.chip, self.arithmetic] if limit >= head_dim] if self.limit else []
+        )
+        return self.limit is None or min(limits, default=None) == self.limit
 
     def get(self) -> Tile:
         row = self._rows()[self.chip, self.arithmetic]
@@ -57,10 +74,10 @@ class Entry:
 
 
 def entries(chip: str, arithmetic: str) -> list[Entry]:
-    """All entries of a chip and an arithmetic."""
+    """All entries of a chip and an arithmetic. A table may lack an arithmetic: its kernels then do without."""
     found = []
     for table in TABLES:
-        row = getattr(tiles, table)[chip, arithmetic]
+        row = getattr(tiles, table).get((chip, arithmetic), {})
         found += [Entry(table, chip, arithmetic, limit) for limit in (row if isinstance(row, dict) else (None,))]
     return found
 

@@ -14,19 +14,15 @@ from pathlib import Path
 from typing import Protocol
 
 import machine
-import opponents
 import tile_table
 import torch
 from attn_flags import Plan
-from parity import Truth
-from shapes import DTYPES, LEVELS, Shape, draw
+from gpu_stand import GpuStand
+from shapes import DTYPES
 from tile_table import Entry, Tile
-from timing import interleaved
-from torch import Tensor
 from xdyna_kernels import tiles
 
 KEEP = 0.01  # the present tile stays unless another one is faster by more: noise would rewrite the table every time
-REPEATS = 15
 # What is tried, by the entry's table and whether its products are of half precision.
 GRIDS: dict[tuple[str, bool], list[Tile]] = {
     ("ATTENTION", True): [tiles.Attention(*sizes) for sizes in product((64, 128), (32, 64, 128), (4, 8), (2, 3, 4))],
@@ -37,6 +33,14 @@ GRIDS: dict[tuple[str, bool], list[Tile]] = {
     ("PROJECTION", False): [
         tiles.Projection(*sizes) for sizes in product((32, 64, 128), (32, 64), (16, 32), (4, 8), (2, 3))
     ],
+    ("BACKWARD_QUERIES", True): [
+        tiles.Attention(*sizes) for sizes in product((64, 128), (32, 64, 128), (4, 8), (2, 3))
+    ],
+    ("BACKWARD_QUERIES", False): [tiles.Attention(*sizes) for sizes in product((32, 64), (16, 32, 64), (4, 8), (2, 3))],
+    ("BACKWARD_KEYS", True): [
+        tiles.Attention(*sizes) for sizes in product((16, 32, 64, 128), (64, 128), (4, 8), (2, 3))
+    ],
+    ("BACKWARD_KEYS", False): [tiles.Attention(*sizes) for sizes in product((16, 32, 64), (16, 32, 64), (4, 8), (2,))],
 }
 
 
@@ -90,66 +94,6 @@ def choose(entry: Entry, grid: Iterable[Tile], stand: Stand) -> tuple[Tile, list
     return best, [Trial(tile, times.get(tile), notes[tile]) for tile in candidates]
 
 
-class GpuStand:
-    """Compiles tiles ahead of time, then judges and times them by the whole operator on the plan's shapes."""
-
-    def __init__(self, plan: Plan, dtype: torch.dtype):
-        self._device, self._seed = plan.device, plan.seed
-        self._contender = opponents.build("triton")
-        self._tensors = {shape: draw(shape, dtype, plan.device, plan.seed)[0] for shape in plan.shapes}
-        self._truths = {shape: Truth(tensors, None) for shape, tensors in self._tensors.items()}
-
-    def gate(self, entry: Entry, candidates: list[Tile]) -> list[str]:
-        """What the compiler says of every candidate, in all cases that its entry serves."""
-        from xdyna_kernels import ahead_of_time  # imports triton
-
-        cases = []
-        for index, tile in enumerate(candidates):
-            mine = tile._replace()  # a new object, which no other entry holds
-            with entry.trying(mine):
-                cases += [(index, case) for case in ahead_of_time.table_cases() if case.tile is mine]
-        notes = [""] * len(candidates)
-        compiled = ahead_of_time.compile_cases([case for _, case in cases])
-        for (index, case), figures in zip(cases, compiled, strict=True):
-            notes[index] = notes[index] or "; ".join(ahead_of_time.faults(case, figures, figures))
-        return notes
-
-    def judge(self, entry: Entry, tile: Tile) -> str:
-        with entry.trying(tile):
-            for shape in served(entry, list(self._truths)):
-                try:
-                    verdict = self._truths[shape].judge(self._contender)
-                except Exception as error:  # the compiler and the launcher raise classes of their own
-                    return f"{shape}: {' '.join(str(error).split())[:160] or type(error).__name__}"
-                if verdict.failed:
-                    return f"{shape}: relative error {verdict.worst:.2g}"
-        return ""
-
-    def clock(self, entry: Entry, candidates: list[Tile]) -> list[float]:
-        totals = [0.0] * len(candidates)
-        for shape in served(entry, list(self._tensors)):
-            calls = {str(i): self._call(entry, tile, self._tensors[shape]) for i, tile in enumerate(candidates)}
-            times = interleaved(calls, self._device, REPEATS, self._seed)
-            layers = LEVELS.get((shape.N, shape.D), 1)
-            totals = [total + layers * times[str(i)].median for i, total in enumerate(totals)]
-        return totals
-
-    def _call(self, entry: Entry, tile: Tile, tensors: list[Tensor]) -> Callable[[], object]:
-        def call() -> None:
-            with entry.trying(tile):
-                self._contender(*tensors)
-
-        return torch.no_grad()(call)
-
-
-def served(entry: Entry, shapes: list[Shape]) -> list[Shape]:
-    """The shapes that take their tile from this entry."""
-    if entry.limit is None:
-        return shapes
-    limits = tiles.ATTENTION[entry.chip, entry.arithmetic]
-    return [shape for shape in shapes if min(limit for limit in limits if limit >= shape.D) == entry.limit]
-
-
 def tune(
     plan: Plan,
     chip: str,
@@ -173,7 +117,7 @@ def tune(
         torch.backends.cuda.matmul.allow_tf32 = arithmetic == "tf32"
         stand = None
         for entry in tile_table.entries(chip, arithmetic):
-            if not served(entry, plan.shapes):
+            if not any(entry.serves(shape.D) for shape in plan.shapes):
                 continue
             before, trials = entry.get(), []
             if time.monotonic() - started <= plan.budget:

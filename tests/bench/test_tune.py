@@ -5,6 +5,7 @@ The operator is stood in for by the CPU's, which looks at the tile that it would
 
 import ast
 import copy
+import dataclasses
 import importlib
 import json
 import re
@@ -14,7 +15,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 import xdyna_kernels
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from xdyna_kernels import tiles
 
@@ -22,9 +23,9 @@ pytest.importorskip("triton", reason="candidates are compiled by triton")
 
 ROOT = Path(__file__).parents[2]
 CHIP = "sm_90"
-SLOW, FAST, MIDDLE, WRONG, CRASHES, TOO_LARGE = (tiles.Attention(16, 16, warps, 1) for warps in (1, 2, 4, 8, 16, 32))
-MS = {SLOW: 9.0, MIDDLE: 2.0, FAST: 1.0, WRONG: 0.2, CRASHES: 0.1, TOO_LARGE: 0.1}
-GRID = [TOO_LARGE, SLOW, WRONG, FAST, CRASHES, MIDDLE]
+SLOW, FAST, MIDDLE, WRONG, CRASHES, TOO_LARGE, BROKEN = (tiles.Attention(16, 16, 2**i, 1) for i in range(7))
+MS = {SLOW: 9.0, MIDDLE: 2.0, FAST: 1.0, WRONG: 0.2, CRASHES: 0.1, TOO_LARGE: 0.1, BROKEN: 0.1}
+GRID = [TOO_LARGE, SLOW, WRONG, BROKEN, FAST, CRASHES, MIDDLE]
 
 
 @pytest.fixture
@@ -67,9 +68,11 @@ def tune(load, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     aot = importlib.import_module("xdyna_kernels.ahead_of_time")
     fine = aot.Figures(registers=100, spills=0, stack=0, shared=1000, tensor_core=1)
     large = aot.Figures(registers=100, spills=0, stack=0, shared=2**20, tensor_core=1)
-    monkeypatch.setattr(aot, "compile_cases", lambda cases: [large if c.tile == TOO_LARGE else fine for c in cases])
-    monkeypatch.setattr(tune, "interleaved", interleaved)
-    monkeypatch.setattr(tune.opponents, "build", build)
+    answers = {TOO_LARGE: large, BROKEN: "PassManager::run failed"}
+    stand = load("gpu_stand")
+    monkeypatch.setattr(stand, "compile_all", lambda cases: [answers.get(tuple(case.tile), fine) for case in cases])
+    monkeypatch.setattr(stand, "interleaved", interleaved)
+    monkeypatch.setattr(stand.opponents, "build", build)
     monkeypatch.setattr(tune, "GRIDS", {key: [] for key in tune.GRIDS} | {("ATTENTION", True): GRID})
     return tune
 
@@ -126,15 +129,16 @@ def test_the_fastest_right_tile_is_written(load, tune, table, capsys):
     assert first["after"] == FAST._asdict()
     notes = {tuple(trial["tile"].values()): (trial["ms"], trial["note"]) for trial in first["trials"]}
     assert {tile: notes[tile][0] for tile in GRID} == {
-        SLOW: 9.0, FAST: 1.0, MIDDLE: 2.0, WRONG: None, CRASHES: None, TOO_LARGE: None
+        SLOW: 9.0, FAST: 1.0, MIDDLE: 2.0, WRONG: None, CRASHES: None, TOO_LARGE: None, BROKEN: None
     }  # fmt: skip
     assert "shared memory: 1048576 bytes" in notes[TOO_LARGE][1]
+    assert "PassManager" in notes[BROKEN][1]
     assert "Hardware limit" in notes[CRASHES][1]
     assert "relative error" in notes[WRONG][1]
 
 
 def test_a_tile_serves_every_shape_of_its_entry_and_counts_as_often(load, tune, table, monkeypatch):
-    monkeypatch.setattr(tune, "LEVELS", {(20, 8): 5, (12, 8): 1})
+    monkeypatch.setattr(load("gpu_stand"), "LEVELS", {(20, 8): 5, (12, 8): 1})
     stand = tune.GpuStand(plan(load, tokens=(20, 12)), torch.bfloat16)
     assert stand.clock(attention(load), [FAST, SLOW]) == [6.0, 54.0]
     assert stand.clock(attention(load, 96), [FAST, SLOW]) == [0.0, 0.0]  # no head of this plan is so wide
@@ -149,14 +153,14 @@ def test_a_present_tile_stays_unless_beaten_beyond_noise(load, tune, table, monk
         assert tune.choose(entry, GRID, stand)[0] == winner
 
 
-@pytest.mark.parametrize("present", [WRONG, CRASHES, TOO_LARGE])
+@pytest.mark.parametrize("present", [WRONG, CRASHES, TOO_LARGE, BROKEN])
 def test_a_present_tile_that_cannot_be_used_is_replaced(load, tune, present):
     entry = attention(load)
     entry.put(present)
     stand = tune.GpuStand(plan(load), torch.bfloat16)
     assert tune.choose(entry, GRID, stand)[0] == FAST
-    with pytest.raises(tune.TuneError, match=r"no tile of 3 can be used"):
-        tune.choose(entry, [WRONG, CRASHES, TOO_LARGE], stand)
+    with pytest.raises(tune.TuneError, match=r"no tile of 4 can be used"):
+        tune.choose(entry, [WRONG, CRASHES, TOO_LARGE, BROKEN], stand)
 
 
 @pytest.mark.parametrize("moment", ["judge", "clock", "replace", "nothing fits"])
@@ -182,13 +186,13 @@ def test_a_spent_budget_leaves_the_rest_as_it_was(load, tune, table, capsys):
     records: list[dict] = []
     tune.tune(plan(load, budget=-1), CHIP, [("half", "bf16"), ("ieee", "fp32")], table, records.append)
     assert table.read_text() == old
-    assert [entry["trials"] for entry in records[-1]["entries"]] == [[]] * 4
-    assert capsys.readouterr().out.count("not timed") == 4
+    assert [entry["trials"] for entry in records[-1]["entries"]] == [[]] * len(records[-1]["entries"])
+    assert capsys.readouterr().out.count(": not timed") == len(records[-1]["entries"]) >= 4
 
 
 def test_the_grids_fit_the_table_and_hold_powers_of_two(load):
     tune, tile_table = load("tune"), load("tile_table")
-    kinds = {"ATTENTION": tiles.Attention, "PROJECTION": tiles.Projection}
+    kinds = dict.fromkeys(tile_table.TABLES, tiles.Attention) | {"PROJECTION": tiles.Projection}
     assert {name for name, _ in tune.GRIDS} == set(tile_table.TABLES)
     for (name, _), grid in tune.GRIDS.items():
         assert 10 < len(set(grid)) == len(grid) <= 50  # bounded: each is compiled for four cases
@@ -198,19 +202,53 @@ def test_the_grids_fit_the_table_and_hold_powers_of_two(load):
 
 
 def test_the_gate_compiles_the_candidate_and_no_other_tile(load, monkeypatch):
-    tune, aot = load("tune"), importlib.import_module("xdyna_kernels.ahead_of_time")
+    stand, aot = load("gpu_stand"), importlib.import_module("xdyna_kernels.ahead_of_time")
     asked = []
 
-    def compile_cases(cases):
+    def compile_all(cases):
         asked.extend(cases)
         return [aot.Figures(registers=0, spills=0, stack=0, shared=0, tensor_core=1)] * len(asked)
 
-    monkeypatch.setattr(aot, "compile_cases", compile_cases)
+    monkeypatch.setattr(stand, "compile_all", compile_all)
     entry = attention(load)
     twin = tiles.ATTENTION[CHIP, "half"][96]  # the same sizes, but of another entry
-    assert tune.GpuStand.gate(SimpleNamespace(), entry, [twin]) == [""]
+    assert stand.GpuStand.gate(SimpleNamespace(), entry, [twin]) == [""]
     assert {(case.kernel, case.chip, case.constants["D"]) for case in asked} == {("attend", CHIP, d) for d in (40, 48)}
     assert {tuple(case.tile) for case in asked} == {tuple(twin)}
+
+
+def test_what_does_not_compile_is_a_reason_and_not_an_error(load):
+    """In this process, as one of the pool's: a kernel whose arguments are not all there, and one that is whole."""
+    stand, aot = load("gpu_stand"), importlib.import_module("xdyna_kernels.ahead_of_time")
+    case = aot.attention_case(CHIP, "half", 40, even=True)
+    broken = dataclasses.replace(case, constants={**case.constants, "QUERIES": 48})  # no power of two
+    assert "D=40 even: " in stand._compile(broken)
+    assert isinstance(stand._compile(case), aot.Figures)
+
+
+def test_entries_of_the_backward_are_judged_by_gradients(load, tune, monkeypatch):
+    """A tile whose result is right and whose gradients are not is never chosen."""
+    entry = load("tile_table").Entry("BACKWARD_KEYS", CHIP, "half", 48)
+
+    def build(name):
+        def contender(*tensors):
+            out = xdyna_kernels.reference_attention(*tensors, backend="eager")
+            return out / 2 + out.detach() / 2 if entry.get() == WRONG else out
+
+        return contender
+
+    def clock(calls, device, repeats, seed):
+        assert len(calls) == 2
+        for call in calls.values():
+            call()
+        return {name: SimpleNamespace(median=ms) for name, ms in zip(calls, (2.0, 1.0), strict=True)}
+
+    stand = load("gpu_stand")
+    monkeypatch.setattr(stand.opponents, "build", build)
+    monkeypatch.setattr(stand, "interleaved", clock)
+    winner, trials = tune.choose(entry, [WRONG, FAST], tune.GpuStand(plan(load), torch.bfloat16))
+    assert winner == FAST
+    assert {trial.tile: trial.ms for trial in trials} == {entry.get(): 2.0, WRONG: None, FAST: 1.0}
 
 
 def test_the_table_is_written_as_it_stands(load):
@@ -220,13 +258,13 @@ def test_the_table_is_written_as_it_stands(load):
     assert tile_table.rewrite(source, {name: getattr(tiles, name) for name in names}) == source
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.dictionaries(
         st.tuples(st.sampled_from(["sm_80", "sm_90"]), st.sampled_from(["half", "ieee"])),
-        st.dictionaries(st.integers(8, 256), st.tuples(*[st.integers(1, 256)] * 4).map(lambda t: tiles.Attention(*t))),
+        st.dictionaries(st.integers(8, 256), st.builds(tiles.Attention, *[st.integers(1, 256)] * 4), max_size=3),
     ),
-    st.dictionaries(st.tuples(st.text(max_size=5), st.none() | st.integers()), st.text(max_size=20)),
+    st.dictionaries(st.tuples(st.text(max_size=5), st.none() | st.integers()), st.text(max_size=20), max_size=3),
 )
 def test_any_table_reads_back_as_it_was_written(attention, timed):
     with pytest.MonkeyPatch.context() as patch:
