@@ -26,8 +26,8 @@ _PATCHES = {
     "eyes": np.concatenate([_grid(-0.7, -0.1, -0.3, 0.3), _grid(0.1, 0.7, -0.3, 0.3)]),
 }
 _CHEEKS = np.concatenate([_grid(-0.6, -0.4, 0.25, 0.45), _grid(0.4, 0.6, 0.25, 0.45)])
-_RIDGE = 1.0  # the read-out's penalty on its weights, against samples counted one by one
-_READ_OUT_PEOPLE, _READ_OUT_MOMENTS = 160, 2
+_RIDGE = 3.0  # the read-out's penalty on its weights, against samples counted one by one
+_READ_OUT_PEOPLE, _READ_OUT_MOMENTS = 160, 4
 
 
 @dataclass(frozen=True, eq=False)
