@@ -350,7 +350,7 @@ def test_every_backend_of_the_package_appears_by_itself(load, monkeypatch):
     assert seen == [
         {"backend": "eager"},
         {"backend": "triton", "backward": "triton"},
-        {"backend": "new"},
+        {"backend": "new", "backward": "triton"},
         {"backend": "triton", "backward": "recompute"},
     ]
     assert not opponents.runs_in("triton-recompute", "forward")
