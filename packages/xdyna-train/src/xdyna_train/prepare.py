@@ -1,0 +1,190 @@
+"""A folder of videos -> a data set: `xdyna-train prepare`.
+
+    OUT/manifest.jsonl, OUT/shard-*.tar   the data set (`shards`), clips in the order of the videos' names
+    OUT/dropped.jsonl                     what was left out and why, one line a piece of video
+    OUT/report.json                       how much was kept, and what it took
+    OUT/options.json                      what was asked for; another run into OUT must ask for the same
+    OUT/parts/                            what is finished of each video (`prepare_video`)
+
+A run that was cut off, at whatever moment, is taken up by the next: finished videos are not done again, and the set
+becomes what it would have been. Videos that come in later are added in further shards.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from xdyna_model.errors import InputError
+from xdyna_model.outputs import staged
+
+from xdyna_train.person_finder import EmbeddedFinder, PersonFinder
+from xdyna_train.prepare_options import PrepareOptions
+from xdyna_train.prepare_report import PrepareReport
+from xdyna_train.prepare_video import VideoJob, prepare_video, read_result
+from xdyna_train.quality import OnnxQuality, QualityModel, picture_quality
+from xdyna_train.shards import (
+    CLIPS_PER_SHARD,
+    MANIFEST,
+    ClipRecord,
+    read_manifest,
+    read_packed,
+    write_manifest,
+    write_packed,
+)
+
+SUFFIXES = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
+DROPPED, REPORT, OPTIONS, PARTS = "dropped.jsonl", "report.json", "options.json", "parts"
+
+MakeFinder = Callable[[PrepareOptions], PersonFinder]
+MakeQuality = Callable[[PrepareOptions], QualityModel]
+
+
+def default_finder(options: PrepareOptions) -> PersonFinder:
+    """mediapipe's models, or DWPose's by `options.dwpose`. Raises InputError where they are missing."""
+    return EmbeddedFinder(options.dwpose)
+
+
+def default_quality(options: PrepareOptions) -> QualityModel:
+    """The embedded score, or the model of `options.quality_model`. Raises InputError where it cannot be loaded."""
+    return picture_quality if options.quality_model is None else OnnxQuality(options.quality_model)
+
+
+def prepare(
+    source: str | Path,
+    out: str | Path,
+    options: PrepareOptions | None = None,
+    *,
+    workers: int | None = None,
+    clips_per_shard: int = CLIPS_PER_SHARD,
+    make_finder: MakeFinder = default_finder,
+    make_quality: MakeQuality = default_quality,
+    on_video: Callable[[int, int], None] | None = None,
+) -> PrepareReport:
+    """Make a data set of all videos of `source`: a folder, searched to the bottom, or a text file of one path a line.
+
+    workers: processes that work, one on each core where None; they are Ray's, on this machine or on the cluster that
+    RAY_ADDRESS names, whose machines must all see `source` and `out`. 0: this process alone, without Ray.
+    make_finder, make_quality: called once in each of them. on_video: called with the numbers of videos done and
+    of all.
+
+    Raises InputError: no videos, `out` made with other options or no room there, a model that is missing.
+    """
+    options, out = options or PrepareOptions(), Path(out)
+    jobs = [VideoJob(video, path, out / PARTS / _part(video)) for video, path in find_videos(source).items()]
+    _claim(out, options, clips_per_shard)
+    missing = [job for job in jobs if read_result(job.part) is None]
+    done = len(jobs) - len(missing)
+    for _ in _run(missing, options, workers, make_finder, make_quality):
+        done += 1
+        if on_video is not None:
+            on_video(done, len(jobs))
+    records = _merge(out, jobs, clips_per_shard)
+    results = [result for job in jobs if (result := read_result(job.part)) is not None]
+    _write_lines(out / DROPPED, (asdict(dropped) for result in results for dropped in result.dropped))
+    report = PrepareReport.of(results, records)
+    with staged(out / REPORT) as [draft]:
+        draft.write_text(json.dumps(asdict(report), indent=1) + "\n")
+    return report
+
+
+def find_videos(source: str | Path) -> dict[str, Path]:
+    """Name -> path of every video, in the order of the names. Raises InputError where there is none.
+
+    A list's lines are paths from the folder that the list lies in; empty ones and those that begin with # are not
+    looked at. Names are the lines, or the paths from the folder.
+    """
+    source = Path(source)
+    if source.is_dir():
+        found = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        videos = {path.relative_to(source).as_posix(): path for path in found}
+        if not videos:
+            raise InputError(f"{source}: holds no videos (of {', '.join(sorted(SUFFIXES))}); give another folder")
+        return videos
+    try:
+        lines = [line.strip() for line in source.read_text().splitlines()]
+    except FileNotFoundError as error:
+        raise InputError(f"{source}: no such folder or list; check the name") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{source}: is neither a folder nor a text file of one path a line") from error
+    videos = {line: source.parent / line for line in sorted(lines) if line and not line.startswith("#")}
+    if not videos:
+        raise InputError(f"{source}: names no videos; write one path a line")
+    return videos
+
+
+def _part(video: str) -> str:
+    """A folder name that no other video has, and that a person can read."""
+    digest = hashlib.sha256(video.encode()).hexdigest()[:12]
+    return f"{re.sub(r'[^A-Za-z0-9_-]+', '-', video)[:48]}-{digest}"
+
+
+def _claim(out: Path, options: PrepareOptions, clips_per_shard: int) -> None:
+    """Make the folder, or check that it was made with the same options."""
+    asked = {**json.loads(json.dumps(asdict(options), default=str)), "clips_per_shard": clips_per_shard}
+    path = out / OPTIONS
+    try:
+        (out / PARTS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be made a folder ({(error.strerror or str(error)).lower()})") from error
+    if not path.exists():
+        if (out / MANIFEST).exists():
+            raise InputError(f"{out}: holds another data set; give another folder")
+        with staged(path) as [draft]:
+            draft.write_text(json.dumps(asked, indent=1) + "\n")
+    before = json.loads(path.read_text())
+    if other := [f"{name} {before.get(name)}" for name in asked if before.get(name) != asked[name]]:
+        raise InputError(f"{out}: was begun with other options ({', '.join(other)}); give the same, or another folder")
+
+
+def _run(
+    jobs: Sequence[VideoJob],
+    options: PrepareOptions,
+    workers: int | None,
+    make_finder: MakeFinder,
+    make_quality: MakeQuality,
+) -> Iterator[object]:
+    """Does the jobs, in any order; yields after each."""
+    if not jobs:
+        return
+    if workers == 0:
+        finder, quality = make_finder(options), make_quality(options)
+        for job in jobs:
+            yield prepare_video(job, options, finder, quality)
+        return
+    from xdyna_train.prepare_ray import run_on_ray
+
+    yield from run_on_ray(jobs, options, workers, make_finder, make_quality)
+
+
+def _merge(out: Path, jobs: Iterable[VideoJob], clips_per_shard: int) -> tuple[ClipRecord, ...]:
+    """Move what the manifest does not have yet out of the parts into shards. Returns all records."""
+    merged = read_manifest(out) if (out / MANIFEST).exists() else ()
+    names, shards = {record.name for record in merged}, {record.shard for record in merged}
+    _sweep(out, shards)
+    pending = [(job.part, record) for job in jobs for record in read_manifest(job.part) if record.name not in names]
+    clips = (read_packed(part, record) for part, record in pending)
+    records = (*merged, *write_packed(clips, out, clips_per_shard, first_shard=len(shards)))
+    write_manifest(out, records)
+    for job in jobs:
+        for path in job.part.glob("*.tar"):
+            path.unlink()
+    return records
+
+
+def _sweep(out: Path, shards: set[str]) -> None:
+    """Remove what a run that was killed has left: shards without a manifest, and drafts."""
+    for path in out.glob("*shard-*.tar"):
+        if path.name not in shards:
+            path.unlink()
+    for name in (MANIFEST, DROPPED, REPORT, OPTIONS):
+        stem, _, suffix = name.partition(".")
+        for path in out.glob(f".{stem}.*.{suffix}"):
+            path.unlink()
+
+
+def _write_lines(path: Path, entries: Iterable[dict]) -> None:
+    with staged(path) as [draft], draft.open("w") as file:
+        file.writelines(json.dumps(entry) + "\n" for entry in entries)
