@@ -23,7 +23,7 @@ from xdyna_model.pipeline import XDynaPipeline
 from xdyna_model.sampling import released_scheduler
 from xdyna_model.unet import XDynaUNet
 from xdyna_train.clips import Example, Kind
-from xdyna_train.config import Config, Stage
+from xdyna_train.config import EVERYTHING, Config, Stage
 from xdyna_train.journal import METRICS
 from xdyna_train.train import fit
 
@@ -140,6 +140,17 @@ def waves() -> Waves:
 def new_pipeline() -> Callable[[], XDynaPipeline]:
     """Makes the same small model again and again."""
     return small_pipeline
+
+
+@pytest.fixture(scope="session")
+def steps() -> Callable[..., Config]:
+    """Makes a config of one stage: everything learns, for a number of steps of four clips."""
+
+    def make(steps: int, **numbers: Any) -> Config:
+        stage = Stage("all", EVERYTHING, frames=2, batch=4, human_share=0.5, steps=steps)
+        return replace(SMALL, stages=(stage,), **numbers)
+
+    return make
 
 
 @pytest.fixture(scope="session")
