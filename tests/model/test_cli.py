@@ -72,7 +72,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> Pipeline:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with a photo and videos in it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_quiet", lambda: None)
+    monkeypatch.setattr(cli, "quiet", lambda: None)
     monkeypatch.setattr(driving, "MediapipeDetector", Detector)
     Image.new("RGB", (80, 100), (90, 120, 60)).save("photo.png")
     ramp = np.linspace(0, 255, FRAMES)[:, None, None, None]

@@ -17,7 +17,7 @@ from xdyna_model.devices import choose_device, choose_dtype, return_freed_memory
 from xdyna_model.driving import Motion, Stage, read_motion
 from xdyna_model.errors import InputError
 from xdyna_model.images import fit, read_reference
-from xdyna_model.job import Job, choose_size
+from xdyna_model.job import NANO, Job, choose_size
 from xdyna_model.outputs import staged
 from xdyna_model.preview import contact_sheet, side_by_side
 from xdyna_model.video import check_length, encode_video
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], object]
 
-UNTRAINED = "The nano model's weights are random (untrained): the result is noise in the shape of a video."
+PUPPETS_ONLY = "No --model: the built-in nano model, which has seen nothing but drawn puppets."
 
 
 def animate(job: Job, say: Say = print) -> None:
@@ -61,17 +61,13 @@ def animate(job: Job, say: Say = print) -> None:
 
 def load(job: Job, device: torch.device, dtype: torch.dtype, say: Say) -> "XDynaPipeline":
     """The pipeline of the job's model, or the nano model, on its device. Raises InputError for a bad model."""
+    from xdyna_model.model_folder import load_pipeline
+
     if job.model is None:
-        from xdyna_model.nano import nano_pipeline
-
-        say(UNTRAINED)
-        pipeline = nano_pipeline()
-    else:
-        from xdyna_model.model_folder import load_pipeline
-
-        if device.type == "cpu":
-            return_freed_memory()
-        pipeline = load_pipeline(job.model, dtype)
+        say(PUPPETS_ONLY)
+    if device.type == "cpu":
+        return_freed_memory()
+    pipeline = load_pipeline(job.model or NANO, dtype)
     pipeline.to(device, dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -9,7 +9,9 @@ from xdyna_model.errors import InputError
 from xdyna_model.images import MIN_SIDE, check_file
 from xdyna_model.outputs import check_output
 
-EXAMPLE = Path(str(resources.files("xdyna_model"))) / "example"
+_PACKAGE = Path(str(resources.files("xdyna_model")))
+EXAMPLE = _PACKAGE / "example"
+NANO = _PACKAGE / "nano_model"  # made by `xdyna-train fit --preset nano`
 EXAMPLE_FRAMES = 16  # one window
 MULTIPLE = 8  # pixels to a latent
 VIDEOS = ("driving", "pose", "face_local", "face_global")

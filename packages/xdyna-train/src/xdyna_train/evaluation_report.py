@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from xdyna_model.devices import choose_device
+from xdyna_model.job import NANO
 from xdyna_model.outputs import staged_folder
 from xdyna_model.video import encode_video
 
@@ -41,7 +42,7 @@ def run(
     start = time.monotonic()
     if out is not None:
         _check_free(out)
-    pipeline = _load(model, choose_device(device), say)
+    pipeline = _load(model, choose_device(device))
     with _progress() as stage:
         benchmark = Benchmark.draw(identities, seed, pipeline.default_height, pipeline.default_width)
         evaluation = evaluate(pipeline, benchmark, controls=controls, settings=settings, stage=stage)
@@ -133,16 +134,10 @@ def _check_free(out: Path) -> None:
     out.rmdir()
 
 
-def _load(model: str | None, device: torch.device, say: Say) -> Any:
-    if model is None:
-        from xdyna_model.nano import nano_pipeline
+def _load(model: str | None, device: torch.device) -> Any:
+    from xdyna_model.model_folder import load_pipeline
 
-        say("No --model: the nano model with random weights, whose result is noise.")
-        pipeline = nano_pipeline()
-    else:
-        from xdyna_model.model_folder import load_pipeline
-
-        pipeline = load_pipeline(model)
+    pipeline = load_pipeline(NANO if model is None else model)
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
