@@ -17,7 +17,7 @@ def inputs(D=8, dtype=torch.float32):
 
 def python(*arguments, **environment):
     run = subprocess.run(
-        [sys.executable, *arguments], env=os.environ | environment, capture_output=True, text=True, timeout=300
+        [sys.executable, *arguments], env=os.environ | environment, capture_output=True, text=True, timeout=1200
     )
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout
