@@ -63,8 +63,10 @@ class DynamicsAdapter(nn.Module):
             k[:, 0],
             v[:, 0],
             # Under autocast the layers make q in half precision while the weights stay as they are.
-            *(None if x is None else x.to(q.dtype) for x in (to_out.weight, to_out.bias)),
-            *(x.to(q.dtype) for x in (self.to_out_ref.weight, self.to_out_ref.bias)),
+            to_out.weight.to(q.dtype),
+            None if to_out.bias is None else to_out.bias.to(q.dtype),
+            self.to_out_ref.weight.to(q.dtype),
+            self.to_out_ref.bias.to(q.dtype),
             backend=self.backend,
         )
         return rearrange(out, "b f n c -> (b f) n c")
