@@ -41,6 +41,18 @@ def test_seed_decides(pipeline):
     assert not np.array_equal(first, run(pipeline, seed=2))
 
 
+def test_frames_start_from_one_noise_only_where_a_model_says_so(pipeline):
+    pipeline.scheduler.set_timesteps(2)
+    encoded = pipeline.encode(PICTURE, 64, 64, guidance=False, generator=torch.Generator().manual_seed(0))
+    own = pipeline.prepare_latents(encoded, 3, torch.Generator().manual_seed(0))
+    assert not torch.equal(own[:, :, 0], own[:, :, 1])
+    pipeline.register_to_config(shared_noise=True)
+    shared = pipeline.prepare_latents(encoded, 3, torch.Generator().manual_seed(0))
+    pipeline.register_to_config(shared_noise=False)
+    assert shared.shape == own.shape
+    assert torch.equal(shared[:, :, :1].expand_as(shared), shared)
+
+
 def test_building_leaves_global_randomness_alone():
     state = torch.get_rng_state()
     tiny_pipeline()

@@ -55,6 +55,8 @@ class XDynaPipeline(DiffusionPipeline):
     unet: the `XDynaUNet`. controlnet, controlnet_face: the pose and the S-Face `ControlNetModel`s.
     image_encoder, feature_extractor, image_projection: CLIP and the resampler that make the image tokens.
     default_steps, default_guidance: what a call takes that does not say, saved with the model; the released one's.
+    shared_noise: whether all frames start from one noise, as some models are trained (after Ge et al. 2023), so that
+        what stands still does not flicker; the released one's frames each have their own.
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->image_projection->unet->vae"
@@ -75,9 +77,12 @@ class XDynaPipeline(DiffusionPipeline):
         scheduler: DDIMScheduler,
         default_steps: int = 25,
         default_guidance: float = 7.5,
+        shared_noise: bool = False,
     ):
         super().__init__()
-        self.register_to_config(default_steps=default_steps, default_guidance=default_guidance)
+        self.register_to_config(
+            default_steps=default_steps, default_guidance=default_guidance, shared_noise=shared_noise
+        )
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,
@@ -169,12 +174,14 @@ class XDynaPipeline(DiffusionPipeline):
     ) -> Tensor:
         """Latents to start from, [1, C, F, h, w], once the scheduler has its timesteps."""
         _, channels, _, height, width = encoded.latent.shape
-        shape, device, dtype = (1, channels, num_frames, height, width), encoded.latent.device, encoded.latent.dtype
+        drawn = 1 if self.config["shared_noise"] else num_frames
+        shape, device, dtype = (1, channels, drawn, height, width), encoded.latent.device, encoded.latent.dtype
         draws = generator.device if generator is not None else device
         mask = torch.rand(shape, generator=generator, device=draws) >= 0.5
         noise = randn_tensor(shape, generator, device, torch.float32)
         start = self.scheduler.timesteps[0]
-        return initial_latents(encoded.latent, mask.to(device, dtype), noise.to(dtype), self.scheduler, start)
+        latents = initial_latents(encoded.latent, mask.to(device, dtype), noise.to(dtype), self.scheduler, start)
+        return latents.expand(-1, -1, num_frames, -1, -1)
 
     @torch.no_grad()
     def denoise(

@@ -1,6 +1,6 @@
 """What a training run is: its stages, its numbers, and the presets."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 # What can be trained; see `trainee.py` for the parameters of each.
@@ -40,6 +40,7 @@ class Config:
         noisiest two fifths, 0.4 being uniform.
     temporal_weight: weight of the error's change from frame to frame. person_weight, face_weight: what a pixel of the
         person, of the face, counts beside 1.
+    shared_noise: whether the frames of a clip share one noise, which keeps what stands still from flickering.
     drop_condition: share of clips that lose text and image tokens, for classifier-free guidance.
     model: where training starts from; see `starts.py`.
     note: what the preset reached, and when.
@@ -62,6 +63,7 @@ class Config:
     temporal_weight: float = 0.0
     person_weight: float = 0.0
     face_weight: float = 0.0
+    shared_noise: bool = False
     drop_condition: float = 0.1
     precision: Precision = "no"
     gradient_checkpointing: bool = False
@@ -76,6 +78,19 @@ class Config:
         """Optimiser steps of all stages."""
         return sum(stage.steps for stage in self.stages)
 
+    def lasting(self, steps: int) -> "Config":
+        """The same run in so many steps: the stages share them as they share the steps now, at least one each. Where
+        there are more stages than steps, the last stages are left out."""
+        stages = self.stages[:steps]
+        total, taken, ends = sum(stage.steps for stage in stages), 0, [0]
+        for index, stage in enumerate(stages):
+            taken += stage.steps
+            end = round(steps * taken / total)
+            # Room for a step of this stage, and for one of each that follows.
+            ends.append(min(max(end, ends[-1] + 1), steps - (len(stages) - 1 - index)))
+        shares = zip(stages, ends, ends[1:], strict=False)
+        return replace(self, stages=tuple(replace(stage, steps=end - start) for stage, start, end in shares))
+
 
 PRESETS = {
     "paper": Config(
@@ -89,8 +104,9 @@ PRESETS = {
     ),
     "nano": Config(
         stages=(
-            Stage("short", EVERYTHING, frames=8, batch=4, human_share=0.75, steps=1500),
-            Stage("long", EVERYTHING, frames=16, batch=2, human_share=0.6, steps=900),
+            Stage("pairs", EVERYTHING, frames=1, batch=14, human_share=0.85, steps=900),
+            Stage("short", EVERYTHING, frames=8, batch=4, human_share=0.65, steps=450),
+            Stage("long", EVERYTHING, frames=16, batch=2, human_share=0.55, steps=300),
         ),
         model="nano",
         height=112,
@@ -99,12 +115,37 @@ PRESETS = {
         betas=(0.9, 0.99),
         warmup=60,
         cosine=True,
-        ema_decay=0.997,
+        ema_decay=0.995,
         snr_gamma=3.0,
         late_share=0.6,
         temporal_weight=0.5,
         person_weight=1.0,
         face_weight=2.0,
+        drop_condition=0.0,
+        precision="bf16",
+        workers=1,
+        checkpoint_every=100,
+        sample_every=400,
+    ),
+    "nano-more": Config(
+        stages=(
+            Stage("pairs", EVERYTHING, frames=1, batch=14, human_share=0.9, steps=380),
+            Stage("short", EVERYTHING, frames=8, batch=4, human_share=0.65, steps=280),
+        ),
+        model="nano",
+        height=112,
+        width=64,
+        learning_rate=8e-4,
+        betas=(0.9, 0.99),
+        warmup=30,
+        cosine=True,
+        ema_decay=0.995,
+        snr_gamma=3.0,
+        late_share=0.6,
+        temporal_weight=1.0,
+        person_weight=1.0,
+        face_weight=8.0,
+        shared_noise=True,
         drop_condition=0.0,
         precision="bf16",
         workers=1,

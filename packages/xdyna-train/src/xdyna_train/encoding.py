@@ -29,6 +29,7 @@ class Encoders:
     def __init__(self, pipeline: XDynaPipeline) -> None:
         self._vae, self._image_encoder = pipeline.vae, pipeline.image_encoder
         self._feature_extractor = pipeline.feature_extractor
+        self._shared_noise = pipeline.config["shared_noise"]
         for frozen in (pipeline.vae, pipeline.image_encoder, pipeline.text_encoder):
             frozen.eval().requires_grad_(False)
         with torch.no_grad():
@@ -48,7 +49,7 @@ class Encoders:
             posterior = self._vae.encode(clip.to(self._vae.dtype)).latent_dist
             drawn, noise = (torch.randn(posterior.mean.shape, generator=generator).to(clip.device) for _ in range(2))
             latents.append((posterior.mean + posterior.std * drawn).float() * self._vae.config["scaling_factor"])
-            noises.append(noise[1:])
+            noises.append(noise[:1].expand_as(noise[1:]) if self._shared_noise else noise[1:])
         features = self._image_encoder(batch.clip_pixels.to(self._image_encoder.dtype), output_hidden_states=True)
         latents = rearrange(torch.stack(latents), "b f c h w -> b c f h w")
         return Encoded(

@@ -113,6 +113,7 @@ class _Run:
         if config.gradient_checkpointing:
             for net in (pipeline.unet, pipeline.controlnet, pipeline.controlnet_face):
                 net.enable_gradient_checkpointing()
+        pipeline.register_to_config(shared_noise=config.shared_noise)
         self.encoders = Encoders(pipeline)
         self.nets = nn.ModuleList([self.trainee, pipeline.vae, pipeline.text_encoder, pipeline.image_encoder])
         self.data = FusionDataset(source, config, seed, self.encoders.preprocess)
