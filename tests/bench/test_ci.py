@@ -189,6 +189,32 @@ def test_runs_that_take_too_long(ci, monkeypatch, capsys, base_s, head_s, code, 
     assert words in capsys.readouterr().out
 
 
+def test_one_run_of_head_that_is_stopped_is_not_enough(ci, monkeypatch, capsys):
+    commit(ci, "old", sdpa=1.0)
+    commit(ci, "new", sdpa=1.0)
+    run, stops = ci.bench, iter([True])
+
+    def bench(kernels, record):
+        if ci.ROOT in kernels.parents and next(stops, False):
+            return ci.Run(record, ci.LIMIT, "stopped after 30 s")
+        return run(kernels, record)
+
+    monkeypatch.setattr(ci, "bench", bench)
+    assert ci.main([]) == 0
+    assert "0 rows fail" in capsys.readouterr().out
+    assert ran(ci) == ["old", "old", "new"]
+
+
+def test_a_git_that_hangs_is_left(ci, monkeypatch, tmp_path, capsys):
+    commit(ci, "old", sdpa=1.0)
+    (tmp_path / "git").write_text("#!/bin/sh\nexec /bin/sleep 60\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(ci, "GIT_LIMIT", 0.1)
+    assert ci.main([]) == 0
+    assert "nothing to compare: git merge-base took more than" in capsys.readouterr().out
+
+
 def test_a_planted_slowdown_of_the_real_kernels_fails(ci, monkeypatch, capsys):
     """In a copy of kernels and bench, "sdpa" computes its own attention forty times. One pair: each takes seconds."""
     monkeypatch.setattr(ci, "SETTINGS", SMALL)
