@@ -102,9 +102,9 @@ def _recompute(saved, needed, grad) -> list[Tensor | None]:
         # Aliases are nodes of their own: k_ref may be a view of k, whose derivative must not count that path twice.
         inputs: list[Any] = [None if x is None else x.view_as(x) for x in saved]
         out = reference_attention_sdpa(*inputs)
-    wanted = [x for x, wanted in zip(inputs, needed, strict=True) if wanted]
+    wanted = [x for x, is_needed in zip(inputs, needed, strict=True) if is_needed]
     found = iter(torch.autograd.grad(out, wanted, grad, create_graph=torch.is_grad_enabled()))
-    return [next(found) if wanted else None for wanted in needed]
+    return [next(found) if is_needed else None for is_needed in needed]
 
 
 def _from_log_sum_exp(inputs, needed, grad, both, lse) -> list[Tensor | None]:
