@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ray import cloudpickle
 from xdyna_model.detectors import Person
 from xdyna_model.errors import InputError
 from xdyna_model.video import crop_and_resize, write_video
+from xdyna_train.cli import main
 from xdyna_train.prepare import find_videos, prepare
 from xdyna_train.prepare_options import PrepareOptions
 from xdyna_train.puppets import sample_clip
@@ -307,3 +309,56 @@ def test_an_unexpected_error_costs_one_video(videos: Path, tmp_path: Path) -> No
     report = prepare(tmp_path / "list.txt", tmp_path / "set", OPTIONS, workers=0, make_finder=lambda _: Broken())
     assert report.dropped == {"failed": 1, "unreadable": 1}
     assert "ZeroDivisionError: what a detector does" in (tmp_path / "set" / "dropped.jsonl").read_text()
+
+
+# The command
+
+
+def command(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(["prepare", *map(str, arguments)])
+    return int(end.value.code)
+
+
+def test_the_command_says_what_it_made(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("xdyna_train.prepare.EmbeddedFinder", lambda dwpose: SuitFinder())
+    (tmp_path / "list.txt").write_text(f"{videos / 'runs-off.mp4'}\n{videos / 'text.mkv'}\n")
+    size = ("--height", "128", "--width", "64")
+    assert command(tmp_path / "list.txt", "--out", tmp_path / "set", "--workers", "0", *size) == 0
+    out = capsys.readouterr().out
+    assert "2 videos" in out
+    assert "kept 0 human and 0 scene clips" in out
+    assert "1 does not fit" in out
+    assert "1 unreadable" in out
+
+
+@pytest.mark.parametrize("wrong", [("--height", "100"), ("--dwpose", "nowhere"), ("--quality-model", "nowhere.onnx")])
+def test_the_command_refuses_in_one_line(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: tuple[str, str]
+) -> None:
+    assert command(videos, "--out", tmp_path / "set", "--workers", "0", *wrong) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("xdyna-train: error: ")
+    assert error.count("\n") == 1
+
+
+# Ray
+
+
+def test_ray_makes_the_same_set(videos: Path, prepared: Path, tmp_path: Path) -> None:
+    def suited(_: PrepareOptions) -> SuitFinder:
+        return SuitFinder()
+
+    pickle_by_value = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(pickle_by_value)  # the workers cannot import a test
+    try:
+        prepare(videos, tmp_path / "set", OPTIONS, workers=1, clips_per_shard=2, make_finder=suited)
+    except InputError as error:
+        if "Ray did not start" in str(error):
+            pytest.skip(str(error))
+        raise
+    finally:
+        cloudpickle.unregister_pickle_by_value(pickle_by_value)
+    assert contents(tmp_path / "set") == contents(prepared)

@@ -67,6 +67,54 @@ def puppets(
 
 
 @app.command()
+def prepare(
+    source: Annotated[Path, typer.Argument(help="Folder of videos, or a text file of one path a line.")],
+    out: Annotated[Path, typer.Option(help="Folder to write. The same command again does what is missing.")],
+    height: Annotated[int, typer.Option(help="Of the clips, in pixels, a multiple of 8.")] = 896,
+    width: Annotated[int, typer.Option(help="Of the clips, in pixels, a multiple of 8.")] = 512,
+    min_seconds: Annotated[float, typer.Option(help="Shorter scenes are dropped.")] = 1.0,
+    max_seconds: Annotated[float, typer.Option(help="Longer scenes are cut into equal clips.")] = 30.0,
+    min_quality: Annotated[float, typer.Option(help="0 to 1; clips with a lower score are dropped.")] = 0.2,
+    quality_model: Annotated[
+        Path | None, typer.Option(help="ONNX model of 0 to 100, KonIQ-style, in place of the embedded score.")
+    ] = None,
+    dwpose: Annotated[
+        Path | None, typer.Option(help="Folder with DWPose's two ONNX files, in place of mediapipe.")
+    ] = None,
+    max_enlargement: Annotated[float, typer.Option(help="People and scenes that are smaller are dropped.")] = 2.0,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes. Default: one a core. 0: this one alone, without Ray.")
+    ] = None,
+) -> None:
+    """Cut videos into clips with their poses, faces and masks. RAY_ADDRESS names a cluster to work on."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from xdyna_train.prepare import prepare as run
+    from xdyna_train.prepare_options import PrepareOptions
+
+    options = PrepareOptions(
+        height=height,
+        width=width,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        min_quality=min_quality,
+        max_enlargement=max_enlargement,
+        dwpose=dwpose,
+        quality_model=quality_model,
+    )
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("videos", total=None)
+        report = run(
+            source, out, options, workers=workers, on_video=lambda done, of: bar.update(task, completed=done, total=of)
+        )
+    for line in report.lines():
+        typer.echo(line)
+    typer.echo(f"Wrote {out}; what was dropped, and why: {out / 'dropped.jsonl'}")
+
+
+@app.command()
 def evaluate(
     model: Annotated[str | None, typer.Option(help="Model folder or hub id. Default: the nano model.")] = None,
     identities: Annotated[int, typer.Option(min=2, help="Held-back people to animate.")] = 32,

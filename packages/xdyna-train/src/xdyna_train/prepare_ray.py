@@ -4,7 +4,9 @@ Without RAY_ADDRESS, Ray is started on this machine, reachable from it alone, an
 cluster there does the work, unchanged. Each worker is one process with its detectors loaded once.
 """
 
+import logging
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xdyna_model.detectors.native_log import native_stderr_aside
 from xdyna_model.errors import InputError
 
 from xdyna_train.person_finder import PersonFinder
@@ -20,6 +23,8 @@ from xdyna_train.prepare_options import PrepareOptions
 from xdyna_train.prepare_video import VideoJob, prepare_video
 from xdyna_train.quality import QualityModel
 
+# On Linux, Ray takes 127.0.0.1 for a mistake and listens on the address that the network knows the machine by.
+_LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 # More rows than these go to a worker in blocks: what Ray keeps in mind of a block costs more than a short video.
 _MOST_BLOCKS = 4096
 
@@ -90,16 +95,19 @@ def _ray(workers: int | None) -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Under `uv run` it would pack up the working directory and set up an environment anew for every worker.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
     import ray.data
 
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     quiet = {"log_to_driver": False, "logging_level": "error"}
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         try:
             if "RAY_ADDRESS" in os.environ:
                 ray.init(**quiet)
             else:
-                local = {"_node_ip_address": "127.0.0.1", "_temp_dir": folder, "include_dashboard": False}
+                local = {"_node_ip_address": _LOOPBACK, "_temp_dir": folder, "include_dashboard": False}
                 _start(ray, num_cpus=workers, **local, **quiet)
             context = ray.data.DataContext.get_current()
             context.enable_progress_bars = False
@@ -111,7 +119,8 @@ def _ray(workers: int | None) -> Iterator[Any]:
 
 def _start(ray: Any, **options: Any) -> None:
     try:
-        ray.init(**options)
+        with native_stderr_aside():
+            ray.init(**options)
     except Exception as error:  # Ray has no class of its own for it
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
