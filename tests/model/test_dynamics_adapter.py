@@ -137,6 +137,22 @@ def test_packable():
         assert packable(layers(attention))
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_autocast(packed, seen):
+    """The layers compute in bfloat16, the weights stay in float32, and so do their derivatives."""
+    found = []
+    for enabled in (True, False):
+        attention = adapted()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = run(attention, packed)
+        assert {t.dtype for t in (out, *seen)} == {torch.bfloat16 if enabled else torch.float32}
+        weights = dict(attention.named_parameters())
+        found.append([out.float(), *torch.autograd.grad(out.float().square().sum(), list(weights.values()))])
+    for half, single in zip(*found, strict=True):
+        assert half.dtype == single.dtype
+        assert (half - single).norm() < 0.03 * single.norm()
+
+
 def test_default_on_a_cpu_is_separate(seen):
     run(adapted(), None)
     assert seen[0].is_contiguous()
