@@ -7,7 +7,7 @@ turn (base, head, base, head), and a row is slower only if both pairs say so; so
 code 1 if a row is slower, or wrong.
 Where there is nothing to compare with (no history, no kernels in BASE), it says so in one line and passes.
 
-Of 1000 drawn comparisons of one commit with itself, none failed; of 200 with "sdpa" a fifth slower, 188 did
+Of 1000 drawn comparisons of one commit with itself, none failed; of 200 with "sdpa" a quarter slower, 198 did
 (tests/bench/test_ci.py, from runs recorded while other work loaded both cores).
 """
 
