@@ -32,6 +32,16 @@ _MOTION = [
     (r"\.norm2\.", ".norms.1."),
     (r"\.norm3\.", ".ff_norm."),
 ]
+# AnimateDiff's name -> ours.
+_MOTION_BACK = [
+    (r"\.temporal_transformer\.", "."),
+    (r"\.attention_blocks\.\d\.pos_encoder\.pe$", ".pos_embed.pe"),
+    (r"\.attention_blocks\.0\.", ".attn1."),
+    (r"\.attention_blocks\.1\.", ".attn2."),
+    (r"\.norms\.0\.", ".norm1."),
+    (r"\.norms\.1\.", ".norm2."),
+    (r"\.ff_norm\.", ".norm3."),
+]
 _RESAMPLER = [
     (r"layers\.(\d+)\.ln0\.", r"layers.\1.0.norm1."),
     (r"layers\.(\d+)\.ln1\.", r"layers.\1.0.norm2."),
@@ -65,7 +75,7 @@ def convert_unet(released: State) -> dict[str, Tensor]:
     for name in positions:
         channels = shapes[name.partition(f".{parts}.")[0] + ".ff_norm.weight"][0]
         shapes[name] = torch.Size([1, length, channels])
-    _check("denoiser", released, shapes)
+    check("denoiser", released, shapes)
 
     state = {name: released[names[name]] for name in names}
     for name, tensor in expected.items():
@@ -83,8 +93,16 @@ def convert_controlnet(released: State) -> dict[str, Tensor]:
     released = _plain(released)
     with torch.device("meta"):
         expected = ControlNetModel(**controlnet_config(released)).state_dict()
-    _check("ControlNet", released, {name: tensor.shape for name, tensor in expected.items()})
+    check("ControlNet", released, {name: tensor.shape for name, tensor in expected.items()})
     return dict(released)
+
+
+def convert_motion_modules(released: State) -> dict[str, Tensor]:
+    """AnimateDiff's motion modules (`mm_sd_v15.ckpt` and its like) by the names that `XDynaUNet` has for them.
+
+    What is in them is checked where they are put into a denoiser.
+    """
+    return {_rename(name, _MOTION_BACK): tensor for name, tensor in _plain(released).items()}
 
 
 def convert_image_projection(released: State, heads: int = 12) -> dict[str, Tensor]:
@@ -103,7 +121,7 @@ def convert_image_projection(released: State, heads: int = 12) -> dict[str, Tens
             shapes[source] = torch.Size([2 * tensor.shape[0], tensor.shape[1]])
         else:
             shapes[_rename(name, _RESAMPLER)] = tensor.shape
-    _check("image projection", released, shapes)
+    check("image projection", released, shapes)
     for name in expected:
         if ".attn.to_k." in name or ".attn.to_v." in name:
             keys, values = released[re.sub(r"attn\.to_[kv]\.", "0.to_kv.", name)].chunk(2)
@@ -193,7 +211,8 @@ def _require(what: str, released: State, names: Iterable[str]) -> None:
         raise InputError(f"not the weights of a {what}: missing {', '.join(missing)}")
 
 
-def _check(what: str, released: State, shapes: Mapping[str, torch.Size]) -> None:
+def check(what: str, released: State, shapes: Mapping[str, torch.Size]) -> None:
+    """Raises InputError that names every tensor that is missing, unexpected or of another shape than in `shapes`."""
     problems = [f"missing {name}" for name in shapes if name not in released]
     problems += [f"unexpected {name}" for name in released if name not in shapes]
     problems += [

@@ -77,7 +77,7 @@ def animate(
     """Animate a photo. Without arguments: the built-in example."""
     job = Job(**locals())
     check_job(job)  # before the seconds that the imports take
-    _quiet()
+    quiet()
     from xdyna_model.animate import animate as run
 
     run(job, typer.echo)
@@ -94,7 +94,7 @@ def convert(
     out: Annotated[Path, typer.Option(help="Folder to write, for --model of animate.")],
 ) -> None:
     """Turn the released files into one model folder. Every weight must be there and fit."""
-    _quiet()
+    quiet()
     from xdyna_model import model_folder
 
     model_folder.convert(sd15, unet, pose, face, image_encoder, ip_adapter, out)
@@ -115,7 +115,7 @@ def _refuse(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keep libraries' notes to developers out of the terminal; `python -W default -m ...` brings warnings back."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")

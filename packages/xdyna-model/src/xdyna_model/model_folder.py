@@ -54,8 +54,8 @@ def load_pipeline(source: str | Path, dtype: torch.dtype = torch.float32) -> XDy
     components = [p.name for p in inspect.signature(XDynaPipeline.__init__).parameters.values() if p.default is p.empty]
     if absent := [name for name in components if name not in {*index, "self"}]:
         raise InputError(f"{folder}: not an X-Dyna pipeline, model_index.json lacks {', '.join(absent)}")
-    modules = {name: _load_component(_kind(name, index), folder / name, dtype) for name in _WEIGHTS}
-    modules["tokenizer"] = _load_tokenizer(folder / "tokenizer")
+    modules = {name: load_component(_kind(name, index), folder / name, dtype) for name in _WEIGHTS}
+    modules["tokenizer"] = load_tokenizer(folder / "tokenizer")
     try:
         return XDynaPipeline.from_pretrained(folder, **modules)
     except (OSError, ValueError) as error:
@@ -85,18 +85,18 @@ def convert(
     """
     sd15, image_encoder = Path(sd15), Path(image_encoder)
     with staged_folder(out) as draft:
-        vision = _load_component(CLIPVisionModelWithProjection, image_encoder)
+        vision = load_component(CLIPVisionModelWithProjection, image_encoder)
         side = vision.config.image_size
         pipeline = XDynaPipeline(
-            vae=_load_component(AutoencoderKL, sd15 / "vae"),
-            text_encoder=_load_component(CLIPTextModel, sd15 / "text_encoder"),
-            tokenizer=_load_tokenizer(sd15 / "tokenizer"),
+            vae=load_component(AutoencoderKL, sd15 / "vae"),
+            text_encoder=load_component(CLIPTextModel, sd15 / "text_encoder"),
+            tokenizer=load_tokenizer(sd15 / "tokenizer"),
             unet=_convert_unet(Path(unet)),
             controlnet=_convert_controlnet(Path(pose), conditioning_channels=3),
             controlnet_face=_convert_controlnet(Path(face), conditioning_channels=6),
             image_encoder=vision,
             feature_extractor=CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=side),
-            image_projection=_convert_image_projection(Path(ip_adapter)),
+            image_projection=convert_image_projection(Path(ip_adapter)),
             scheduler=released_scheduler(),
         )
         pipeline.save_pretrained(draft)
@@ -121,15 +121,25 @@ def read_released(path: Path) -> dict[str, Any]:
     return state
 
 
+def read_tensors(path: Path, part: str) -> dict[str, Tensor]:
+    """The named tensors under one key of a checkpoint file, or all of it where it has no such key.
+
+    Raises InputError as `read_released` does, and where there is anything but tensors or one is not finite.
+    """
+    with naming(path):
+        released = read_released(path)
+        return _tensors(path, released.get(part, released))
+
+
 def _convert_unet(path: Path) -> XDynaUNet:
-    with _naming(path):
+    with naming(path):
         released = _tensors(path, read_released(path))
         config, state = checkpoints.unet_config(released), checkpoints.convert_unet(released)
         return _fill(XDynaUNet, config, state)
 
 
 def _convert_controlnet(path: Path, conditioning_channels: int) -> ControlNetModel:
-    with _naming(path):
+    with naming(path):
         released = _tensors(path, read_released(path))
         config, state = checkpoints.controlnet_config(released), checkpoints.convert_controlnet(released)
         if (channels := config["conditioning_channels"]) != conditioning_channels:
@@ -138,10 +148,10 @@ def _convert_controlnet(path: Path, conditioning_channels: int) -> ControlNetMod
         return _fill(ControlNetModel, config, state)
 
 
-def _convert_image_projection(path: Path) -> ImageProjection:
-    with _naming(path):
-        released = read_released(path)
-        released = _tensors(path, released.get("image_proj", released))
+def convert_image_projection(path: Path) -> ImageProjection:
+    """The resampler in the file of IP-Adapter Plus. Raises InputError naming the file and its tensor."""
+    with naming(path):
+        released = read_tensors(path, "image_proj")
         config, state = checkpoints.image_projection_config(released), checkpoints.convert_image_projection(released)
         return _fill(ImageProjection, config, state)
 
@@ -154,7 +164,7 @@ def _fill(kind: type[nn.Module], config: dict[str, Any], state: dict[str, Tensor
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Puts the file's name before what is wrong with its tensors."""
     try:
         yield
@@ -176,7 +186,7 @@ def _check_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
         raise InputError(f"not a number or infinite: {_named(broken)}; download or train it again")
 
 
-def _load_component(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+def load_component(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """A diffusers or transformers model from its folder, with every tensor accounted for."""
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no model there (no config.json); give a complete folder")
@@ -192,7 +202,7 @@ def _load_component(kind: Any, folder: Path, dtype: torch.dtype = torch.float32)
     problems = [f"{what} {_named(report[key])}" for what, key in _REPORTS.items() if report[key]]
     if problems:
         raise InputError(f"{folder}: the weights do not fit the {kind.__name__}: {'; '.join(problems)}")
-    with _naming(folder):
+    with naming(folder):
         _check_finite(module.state_dict().items())
     return module
 
@@ -203,7 +213,8 @@ def _kind(name: str, index: dict[str, Any]) -> type:
     return other if other is not None and index[name][1:] == [other.__name__] else _WEIGHTS[name]
 
 
-def _load_tokenizer(folder: Path) -> CLIPTokenizer:
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Raises InputError where the folder holds none."""
     if not (folder / "tokenizer_config.json").is_file():  # without files transformers makes one that knows no words
         raise InputError(f"{folder}: no tokenizer there (no tokenizer_config.json); give a complete folder")
     try:

@@ -115,6 +115,47 @@ def prepare(
 
 
 @app.command()
+def fit(
+    preset: Annotated[str, typer.Option(help="nano, smoke or paper: the stages and numbers of the run.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run: metrics.jsonl, checkpoints, samples, model.")],
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of shards, also more than one. Default: puppets, drawn on the fly."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of all stages together, shared as in the preset. Default: the preset's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of first weights, clips and noise.")] = 0,
+    resume: Annotated[
+        str | None, typer.Option(help="auto: go on from the newest whole checkpoint in --out, if there is one.")
+    ] = None,
+    init: Annotated[Path | None, typer.Option(help="Pipeline folder to start from, in place of the preset's.")] = None,
+    sd15: Annotated[Path | None, typer.Option(help="Preset paper: folder of Stable Diffusion 1.5.")] = None,
+    motion: Annotated[Path | None, typer.Option(help="Preset paper: AnimateDiff v1's motion modules.")] = None,
+    image_encoder: Annotated[Path | None, typer.Option(help="Preset paper: folder of IP-Adapter's CLIP.")] = None,
+    ip_adapter: Annotated[Path | None, typer.Option(help="Preset paper: IP-Adapter-Plus weights.")] = None,
+    reenactor: Annotated[
+        Path | None, typer.Option(help="ONNX model that reenacts faces. Default: faces are warped by their landmarks.")
+    ] = None,
+) -> None:
+    """Train, stage by stage. Also under torchrun: `torchrun --nproc_per_node 2 -m xdyna_train fit ...`."""
+    from xdyna_model.cli import quiet
+
+    quiet()
+    from xdyna_train.fit_command import FitJob, run
+    from xdyna_train.starts import StartFiles
+    from xdyna_train.train import TrainingStopped
+
+    files = StartFiles(init, sd15, motion, image_encoder, ip_adapter)
+    job = FitJob(preset, out, tuple(data or ()), steps, seed, resume, files, reenactor)
+    try:
+        run(job, typer.echo)
+    except TrainingStopped as error:
+        print(f"xdyna-train: stopped: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+@app.command()
 def evaluate(
     model: Annotated[str | None, typer.Option(help="Model folder or hub id. Default: the nano model.")] = None,
     identities: Annotated[int, typer.Option(min=2, help="Held-back people to animate.")] = 32,

@@ -1,0 +1,130 @@
+"""Where training starts: a small model from scratch, Stable Diffusion 1.5 as in the paper, or any saved pipeline."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, MotionAdapter, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPVisionModelWithProjection
+from xdyna_model import checkpoints
+from xdyna_model.errors import InputError
+from xdyna_model.model_folder import (
+    convert_image_projection,
+    load_component,
+    load_pipeline,
+    load_tokenizer,
+    naming,
+    read_tensors,
+)
+from xdyna_model.nano import nano_pipeline
+from xdyna_model.pipeline import XDynaPipeline
+from xdyna_model.sampling import released_scheduler
+from xdyna_model.tiny import tiny_pipeline
+from xdyna_model.unet import RELEASED, XDynaUNet
+
+_ADAPTER = re.compile(r"\.processor\.to_(q|out)_ref\.")
+
+
+@dataclass(frozen=True)
+class StartFiles:
+    """What a start may be made of.
+
+    init: a pipeline folder to go on from, in place of everything else.
+    sd15: Stable Diffusion 1.5 as a diffusers folder. motion: AnimateDiff v1's motion modules, its own file or a
+    diffusers folder. image_encoder: CLIP ViT-H of IP-Adapter as a transformers folder. ip_adapter: the file of
+    IP-Adapter Plus for SD 1.5.
+    """
+
+    init: Path | None = None
+    sd15: Path | None = None
+    motion: Path | None = None
+    image_encoder: Path | None = None
+    ip_adapter: Path | None = None
+
+
+def starting_pipeline(model: Literal["sd15", "nano", "tiny"], files: StartFiles, seed: int) -> XDynaPipeline:
+    """The pipeline to train, float32 on the CPU. seed: of the weights of a model from scratch.
+
+    Raises InputError where a file is missing or does not fit; the message names it.
+    """
+    if files.init is not None:
+        return load_pipeline(files.init)
+    match model:
+        case "tiny":
+            return tiny_pipeline(seed)
+        case "nano":
+            return nano_pipeline(seed)
+        case "sd15":
+            return _from_stable_diffusion(files)
+
+
+def _from_stable_diffusion(files: StartFiles) -> XDynaPipeline:
+    """X-Dyna, Section 4.1: denoiser and ControlNets are copies of SD 1.5, the motion modules are AnimateDiff's. Both
+    ControlNets and the Dynamics-Adapters add nothing yet."""
+    sd15, motion, image_encoder, ip_adapter = files.sd15, files.motion, files.image_encoder, files.ip_adapter
+    if sd15 is None or motion is None or image_encoder is None or ip_adapter is None:
+        raise InputError(
+            "starting from Stable Diffusion 1.5 takes --sd15, --motion, --image-encoder and --ip-adapter; or give the "
+            "folder of a pipeline as --init"
+        )
+    backbone = load_component(UNet2DConditionModel, sd15 / "unet")
+    vision = load_component(CLIPVisionModelWithProjection, image_encoder)
+    side = vision.config.image_size
+    return XDynaPipeline(
+        vae=load_component(AutoencoderKL, sd15 / "vae"),
+        text_encoder=load_component(CLIPTextModel, sd15 / "text_encoder"),
+        tokenizer=load_tokenizer(sd15 / "tokenizer"),
+        unet=denoiser(backbone, motion, ip_adapter),
+        controlnet=ControlNetModel.from_unet(backbone, conditioning_channels=3).eval(),
+        controlnet_face=ControlNetModel.from_unet(backbone, conditioning_channels=6).eval(),
+        image_encoder=vision,
+        feature_extractor=CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=side),
+        image_projection=convert_image_projection(ip_adapter),
+        scheduler=released_scheduler(),
+    )
+
+
+def denoiser(backbone: UNet2DConditionModel, motion: Path, ip_adapter: Path) -> XDynaUNet:
+    """A denoiser with the backbone's weights, motion modules and image attention of files, and untrained adapters.
+
+    Raises InputError where one tensor is missing, unexpected or of another shape; the message names all of them.
+    """
+    modules = _motion_modules(motion)
+    positions = [tensor.shape[1] for name, tensor in modules.items() if name.endswith("pos_embed.pe")]
+    if not positions:
+        raise InputError(f"{motion}: holds no motion modules (no pos_encoder.pe); give AnimateDiff's for SD 1.5")
+    with torch.device("meta"):
+        config = dict(XDynaUNet.from_unet2d(backbone, load_weights=False).config)
+    config |= {
+        "sample_size": RELEASED["sample_size"],
+        "motion_max_seq_length": positions[0],
+        "use_motion_mid_block": any(name.startswith("mid_block.") for name in modules),
+    }
+    unet: XDynaUNet = XDynaUNet.from_config(config)  # pyright: ignore[reportAssignmentType]
+    state = backbone.state_dict() | modules | _image_attention(backbone, ip_adapter)
+    shapes = {name: tensor.shape for name, tensor in unet.state_dict().items() if not _ADAPTER.search(name)}
+    with naming(motion if any(".motion_modules." in name for name in state.keys() ^ shapes.keys()) else ip_adapter):
+        checkpoints.check("denoiser", state, shapes)
+    unet.load_state_dict(state, strict=False)
+    unet.reset_adapters()
+    return unet.eval()
+
+
+def _motion_modules(path: Path) -> dict[str, Tensor]:
+    if path.is_dir():
+        return load_component(MotionAdapter, path).state_dict()
+    return checkpoints.convert_motion_modules(read_tensors(path, "state_dict"))
+
+
+def _image_attention(backbone: UNet2DConditionModel, path: Path) -> dict[str, Tensor]:
+    """The keys and values for image tokens. IP-Adapter numbers all attentions in the backbone's order."""
+    attentions = [name for name in backbone.attn_processors if name.endswith("attn2.processor")]
+    names = {
+        f"{2 * index + 1}.to_{part}_ip.weight": f"{name}.to_{part}_ip.0.weight"
+        for index, name in enumerate(attentions)
+        for part in ("k", "v")
+    }
+    return {names.get(name, name): tensor for name, tensor in read_tensors(path, "ip_adapter").items()}

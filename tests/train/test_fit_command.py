@@ -1,0 +1,133 @@
+"""`xdyna-train fit`: what it writes, what it makes of a data set, and what it refuses."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from xdyna_model.errors import InputError
+from xdyna_model.model_folder import load_pipeline
+from xdyna_model.video import read_frames
+from xdyna_train.cli import main
+from xdyna_train.config import PRESETS, Config, Stage
+from xdyna_train.fit_command import FitJob, _for_data, run
+from xdyna_train.puppet_clips import PuppetSet, write_puppets
+from xdyna_train.shard_source import ShardSource
+from xdyna_train.starts import StartFiles
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three clips of people, six frames each."""
+    folder = tmp_path_factory.mktemp("data") / "people"
+    write_puppets(PuppetSet(3, 0, 64, 64, 6, 0.0), folder)
+    return folder
+
+
+@pytest.fixture
+def small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`smoke`, shorter still, with a look after two steps."""
+    stages = (
+        Stage("fusion", ("adapter", "motion"), frames=2, batch=1, human_share=1.0, steps=2),
+        Stage("face", ("controlnet_face",), frames=2, batch=1, human_share=1.0, steps=1),
+    )
+    monkeypatch.setitem(PRESETS, "small", Config(stages, "tiny", 64, 64, 1e-3, workers=0, sample_every=2))
+
+
+@pytest.mark.usefixtures("small_preset")
+def test_a_run_leaves_a_model_that_can_be_trained_further(people: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    out = tmp_path / "runs" / "first"
+    run(FitJob("small", out, (people,)), said.append)
+
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert [line["stage"] for line in lines] == ["fusion", "fusion", "face"]
+    assert all(math.isfinite(line["loss"]) for line in lines)
+
+    influence = json.loads((out / "residuals.json").read_text())
+    assert set(influence) == {"before", "after"}
+    assert all(share > 0 for nets in influence.values() for shares in nets.values() for share in shares.values())
+    assert influence["before"]["face"] != influence["after"]["face"]  # the last stage trains this one
+
+    (video,) = (out / "samples").iterdir()
+    assert video.name == "step-00000002.mp4"
+    assert len(read_frames(video).frames) == 2
+    assert f"--model {out / 'model'}" in said[-1]
+
+    again = tmp_path / "again"
+    run(FitJob("small", again, (people,), steps=1, files=StartFiles(init=out / "model")), said.append)
+    assert len((again / "metrics.jsonl").read_text().splitlines()) == 1
+    first, second = (load_pipeline(folder / "model").unet.state_dict() for folder in (out, again))
+    moved = {name for name in first if not torch.equal(first[name], second[name])}
+    assert moved
+    assert all(".processor." in name or ".motion_modules." in name for name in moved)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--preset", "huge"], "choose from paper, nano, nano-more, smoke"),
+        (["--steps", "0"], "--steps 0"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--resume", "yes"], "the only way is auto"),
+        (["--preset", "paper"], "as --data"),
+        (["--data", "nowhere"], "is no data set"),
+        (["--init", "nowhere"], "no such folder"),
+        (["--reenactor", "nowhere.onnx", "--data", "nowhere"], "no reenactment model"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--preset", "smoke", "--out", str(tmp_path / "out"), *options])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_file_is_no_place_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match="cannot be made a folder"):
+            run(FitJob("smoke", out), print)
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=4), st.integers(1, 3000))
+def test_stages_share_the_steps_as_in_the_preset(preset: list[int], steps: int) -> None:
+    stages = tuple(Stage(str(n), (), frames=1, batch=1, human_share=1, steps=n) for n in preset)
+    shared = Config(stages).lasting(steps).stages
+    assert sum(stage.steps for stage in shared) == steps
+    assert min(stage.steps for stage in shared) >= 1
+    assert [stage.name for stage in shared] == [stage.name for stage in stages[:steps]]
+    exact = [steps * n / sum(preset) for n in preset]
+    if min(exact) >= 1:
+        assert all(abs(stage.steps - share) <= 1 for stage, share in zip(shared, exact, strict=True))
+
+
+def test_epochs_are_counted_over_the_clips_of_a_stage(people: Path, tmp_path: Path) -> None:
+    both = tmp_path / "both"
+    write_puppets(PuppetSet(8, 1, 32, 32, 5, 0.5), both)  # four of people, four of scenes
+    stages = (
+        Stage("fusion", ("adapter",), frames=5, batch=3, human_share=0.5, epochs=5),
+        Stage("face", ("controlnet_face",), frames=5, batch=3, human_share=1.0, epochs=2),
+    )
+    config, notes = _for_data(Config(stages), ShardSource([people, both], 32, 32))
+    assert [stage.steps for stage in config.stages] == [math.ceil(5 * 11 / 3), math.ceil(2 * 7 / 3)]
+    assert not notes
+
+    config, notes = _for_data(Config(stages), ShardSource(people, 32, 32))
+    assert config.stages[0].human_share == 1
+    assert config.stages[0].steps == 5
+    assert len(notes) == 1
+    assert "fusion" in notes[0]
+
+    scenes = tmp_path / "scenes"
+    write_puppets(PuppetSet(2, 1, 32, 32, 5, 1.0), scenes)
+    with pytest.raises(InputError, match="no clip shows a person"):
+        _for_data(Config(stages), ShardSource(scenes, 32, 32))

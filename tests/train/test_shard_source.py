@@ -1,0 +1,217 @@
+"""Examples of stored clips: a function of the rng, points that stay on their pixels, somebody else's face."""
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from xdyna_model.detectors import Person
+from xdyna_model.errors import InputError
+from xdyna_model.images import fit
+from xdyna_train.clip_files import pack_clip
+from xdyna_train.clips import Clip, Example, ExampleSource, Kind
+from xdyna_train.puppets import sample_clip
+from xdyna_train.shard_source import ShardSource, best_look, moved, sharpness
+from xdyna_train.shards import write_manifest, write_packed, write_shards
+
+HEIGHT, WIDTH = 64, 48
+
+
+def puppet_clip(name: str, seed: int, num_frames: int = 24, fps: float = 16.0, people: bool = True) -> Clip:
+    frames = sample_clip(np.random.default_rng(seed), num_frames, 112, 64, people=people)
+    return Clip(
+        name,
+        "human" if people else "scene",
+        fps,
+        np.stack([frame.rgb for frame in frames]),
+        tuple(frame.person for frame in frames),
+        np.stack([frame.mask for frame in frames]),
+    )
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[Clip]:
+    return [puppet_clip("anna", 1), puppet_clip("ben", 2, 7, 2.0), puppet_clip("rain", 3, 9, people=False)]
+
+
+@pytest.fixture(scope="module")
+def folder(clips: list[Clip], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "set"
+    write_shards(clips, folder, clips_per_shard=1)
+    return folder
+
+
+def drawn(source: ExampleSource, kind: Kind, num_frames: int, seed: int) -> Example:
+    return source.draw(kind, num_frames, np.random.default_rng(seed))
+
+
+def assert_same(first: Example, second: Example) -> None:
+    assert first.name == second.name
+    for part in ("reference", "frames", "masks", "face_frames"):
+        assert np.array_equal(getattr(first, part), getattr(second, part))
+    for one, other in zip(first.persons, second.persons, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or np.array_equal(one.face, other.face)
+
+
+def test_an_example_is_a_function_of_the_rng_in_any_process(folder: Path) -> None:
+    source = ShardSource(folder, HEIGHT, WIDTH)
+    first = drawn(source, "human", 4, 7)
+    drawn(source, "scene", 4, 1)
+    assert_same(drawn(source, "human", 4, 7), first)
+    assert_same(drawn(pickle.loads(pickle.dumps(source)), "human", 4, 7), first)
+    assert not np.array_equal(drawn(source, "human", 4, 8).frames, first.frames)
+
+
+def test_frames_are_steps_of_one_clip_near_the_rate_that_is_wanted(folder: Path, clips: list[Clip]) -> None:
+    by_name = {clip.name: np.stack([fit(f, HEIGHT, WIDTH) for f in clip.frames]).astype(int) for clip in clips}
+    strides = {"anna": 2, "ben": 1, "rain": 2}  # 16 frames a second to 8; 2 to 8; 16 to 8
+    names, moments = set(), set()
+    for seed in range(12):
+        example = drawn(ShardSource(folder, HEIGHT, WIDTH), "scene" if seed % 3 == 0 else "human", 4, seed)
+        originals = by_name[example.name]
+
+        def nearest(picture: np.ndarray, originals: np.ndarray = originals) -> int:
+            return int(np.abs(originals - picture).mean((1, 2, 3)).argmin())
+
+        found = [nearest(frame) for frame in example.frames]
+        assert np.diff(found).tolist() == [strides[example.name]] * 3
+        names.add(example.name)
+        moments.add(nearest(example.reference) - found[0])
+        assert np.abs(originals[nearest(example.reference)] - example.reference).mean() < 4  # levels, lost to H.264
+    assert names == set(by_name)
+    assert len(moments) > 4  # the reference is not tied to the frames
+
+
+def test_a_short_clip_is_read_as_densely_as_it_must_be(folder: Path) -> None:
+    source = ShardSource(folder, HEIGHT, WIDTH)
+    assert [source.count("human", n) for n in (1, 7, 8, 24, 25)] == [2, 2, 1, 1, 0]
+    assert drawn(source, "human", 24, 0).frames.shape == (24, HEIGHT, WIDTH, 3)
+    with pytest.raises(InputError, match="has 25 frames"):
+        drawn(source, "human", 25, 0)
+
+
+@given(
+    st.integers(16, 60), st.integers(16, 60), st.integers(16, 60), st.integers(16, 60), st.floats(0.25, 0.75), st.data()
+)
+@settings(max_examples=60, deadline=None)
+def test_points_follow_their_pixels(
+    h: int, w: int, height: int, width: int, across: float, data: st.DataObject
+) -> None:
+    """A dot that is cropped and scaled lies where its point has gone; (0.5, 0.5) is the middle of the first pixel."""
+    x, y = across * w, data.draw(st.floats(0.3, 0.6), "down") * h
+    rows, columns = np.mgrid[:h, :w] + 0.5
+    dot = 255 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 8)
+    picture = fit(np.repeat(dot[..., None], 3, -1).astype(np.uint8), height, width)[..., 0].astype(float)
+    point = np.array([x, y, 0.9], np.float32)
+    person = Person(np.tile(point, (14, 1)), np.tile(point, (2, 21, 1)), np.tile(point, (68, 1)))
+    found = moved(person, h, w, height, width)
+    assert found is not None
+    for points in (found.body, found.hands, found.face):
+        assert points.dtype == np.float32
+        assert np.array_equal(points.reshape(-1, 3), np.tile(points.reshape(-1, 3)[0], (points.size // 3, 1)))
+    px, py, confidence = found.body[0]
+    assert confidence == np.float32(0.9)
+    margin = 5 * max(width / w, height / h)
+    if not (margin < px < width - margin and margin < py < height - margin):
+        return  # partly cut off
+    weight = picture / picture.sum()
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    assert abs((weight * columns).sum() - px) < 0.35
+    assert abs((weight * rows).sum() - py) < 0.35
+
+
+def test_masks_are_cropped_with_the_pictures(folder: Path, clips: list[Clip]) -> None:
+    example = drawn(ShardSource(folder, HEIGHT, WIDTH), "human", 4, 0)
+    clip = next(clip for clip in clips if clip.name == example.name)
+    wanted = [
+        fit(np.repeat(255 * mask[..., None], 3, -1).astype(np.uint8), HEIGHT, WIDTH)[..., 0] for mask in clip.masks
+    ]
+    for mask in example.masks:
+        assert min((mask != (picture > 127)).mean() for picture in wanted) < 0.02
+        assert mask.any()
+
+
+def test_scenes_show_nobody(folder: Path) -> None:
+    example = drawn(ShardSource(folder, HEIGHT, WIDTH), "scene", 3, 0)
+    assert example.kind == "scene"
+    assert example.persons == example.face_persons == (None,) * 3
+    assert not example.masks.any()
+    assert not example.face_frames.any()
+
+
+class Marker:
+    """A reenactor that paints the source's colour over the driving frame."""
+
+    def __call__(
+        self, source: np.ndarray, source_person: Person, driving: np.ndarray, driving_person: Person
+    ) -> np.ndarray:
+        return np.full_like(driving, source[0, 0])
+
+
+def painted(name: str, colour: int, video: str | None = None) -> tuple[Clip, dict[str, str]]:
+    clip = puppet_clip(name, 1, 4)
+    return replace(clip, frames=np.full_like(clip.frames, colour)), {} if video is None else {"video": video}
+
+
+def test_faces_are_another_videos(tmp_path: Path) -> None:
+    clips = [painted("a0", 40, "a.mp4"), painted("a1", 80, "a.mp4"), painted("b0", 120, "b.mp4")]
+    packed = (pack_clip(clip) for clip, _ in clips)
+    notes = (notes for _, notes in clips)
+    with_notes = (replace(p, facts=replace(p.facts, notes=n)) for p, n in zip(packed, notes, strict=True))
+    write_manifest(tmp_path, list(write_packed(with_notes, tmp_path)))
+    source = ShardSource(tmp_path, HEIGHT, WIDTH, Marker())
+    for seed in range(12):
+        example = drawn(source, "human", 2, seed)
+        shown = int(example.face_frames.mean() / 40 + 0.5)
+        assert shown == 3 if example.name.startswith("a") else shown in (1, 2)
+        assert example.face_persons is example.persons
+
+
+def test_the_warp_shows_another_face_where_the_own_one_is(folder: Path) -> None:
+    example = drawn(ShardSource(folder, 112, 64), "human", 3, 0)
+    assert example.face_frames.any()
+    for picture, frame, person in zip(example.face_frames, example.frames, example.persons, strict=True):
+        assert person is not None
+        shown = picture.any(-1)
+        assert shown.sum() < 0.3 * shown.size
+        x, y = person.face[30, :2].astype(int)
+        assert shown[y, x]
+        assert np.abs(picture[shown].astype(int) - frame[shown]).mean() > 4
+
+
+def test_alone_in_a_set_the_own_face_is_shown(tmp_path: Path) -> None:
+    write_shards([puppet_clip("alone", 1, 4)], tmp_path)
+    example = drawn(ShardSource(tmp_path, HEIGHT, WIDTH), "human", 2, 0)
+    assert np.array_equal(example.face_frames, example.frames)
+
+
+def test_of_a_clip_the_sharp_face_is_taken(tmp_path: Path) -> None:
+    clip = puppet_clip("ben", 2, 6)
+    blurred = np.stack([cv2.GaussianBlur(frame, (0, 0), 3) for frame in clip.frames])
+    blurred[4:] = clip.frames[4:]
+    write_shards([replace(clip, frames=blurred), puppet_clip("anna", 1, 4)], tmp_path)
+    source = ShardSource(tmp_path, HEIGHT, WIDTH)
+    (ben,) = (stored for stored in source._stored["human"] if stored.record.name == "ben")
+    look = best_look(ben)
+    assert look is not None
+    errors = [np.abs(look[0].astype(int) - frame).mean() for frame in clip.frames]
+    assert int(np.argmin(errors)) >= 4
+    box = ben.face_boxes()[4]
+    assert box is not None
+    assert sharpness(clip.frames[4], box) > sharpness(cv2.GaussianBlur(clip.frames[4], (0, 0), 2), box)
+
+
+def test_a_damaged_clip_is_named(folder: Path, tmp_path: Path) -> None:
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shard = tmp_path / "shard-00002.tar"
+    content = bytearray(shard.read_bytes())
+    content[600:700] = bytes(100)
+    shard.write_bytes(content)
+    with pytest.raises(InputError, match="clip rain is damaged"):
+        drawn(ShardSource(tmp_path, HEIGHT, WIDTH), "scene", 2, 0)
