@@ -98,6 +98,7 @@ def inputs(frames: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def test_one_frame_without_image_tokens_is_what_the_backbone_makes_of_it(files: StartFiles, pipeline: Any) -> None:
+    assert files.sd15 is not None
     x = inputs(1)
     unet = UNet2DConditionModel.from_pretrained(files.sd15 / "unet")
     wanted = unet(x["clip"][:, :, 0], x["timestep"], x["text"]).sample
@@ -109,6 +110,7 @@ def test_one_frame_without_image_tokens_is_what_the_backbone_makes_of_it(files: 
 
 @torch.no_grad()
 def test_equal_frames_are_too_where_motion_is_silent(files: StartFiles, pipeline: Any) -> None:
+    assert files.sd15 is not None
     x = inputs(1)
     unet = UNet2DConditionModel.from_pretrained(files.sd15 / "unet")
     wanted = unet(x["clip"][:, :, 0], x["timestep"], x["text"]).sample
@@ -150,6 +152,7 @@ def test_adapters_and_controlnets_add_nothing_yet(pipeline: XDynaPipeline) -> No
 
 
 def test_motion_modules_of_both_layouts_are_the_same(files: StartFiles, pipeline: XDynaPipeline) -> None:
+    assert files.motion is not None
     adapter = MotionAdapter.from_pretrained(files.motion.with_name("motion"))
     for name, tensor in adapter.state_dict().items():
         assert torch.equal(pipeline.unet.state_dict()[name], tensor)

@@ -63,7 +63,8 @@ def fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
     too wide a one loses the same on both sides: the cut of the released code. Scaling is antialiased.
     image: [H, W, 3] uint8. Returns [height, width, 3] uint8.
     """
-    left, top, right, bottom = crop_box(*image.shape[:2], height, width)
+    rows, columns = image.shape[:2]
+    left, top, right, bottom = crop_box(rows, columns, height, width)
     image = image[top:bottom, left:right]
     if image.shape[:2] == (height, width):
         return np.ascontiguousarray(image)

@@ -97,4 +97,4 @@ def _look_at_the_same_place(unet: PositionalUNet) -> None:
     frames have alike at first is the place. Found from random queries, that took most of the training."""
     for module in unet.modules():
         if isinstance(module, Attention) and isinstance(module.processor, DynamicsAdapter):
-            module.processor.to_q_ref.weight.copy_(QUERY_GAIN * module.to_k.weight)
+            module.processor.to_q_ref.weight.copy_(QUERY_GAIN * module.to_k.weight)  # pyright: ignore[reportOptionalMemberAccess]

@@ -7,7 +7,7 @@ of how many there are, or of what was drawn before. So a resumed run, and a run 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ class Place(NamedTuple):
 
     stage: int
     step: int
-    index: int
+    clip: int
 
 
 @dataclass
@@ -58,8 +58,9 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same on another device."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in values.items()})
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        values |= {k: v.to(device, non_blocking=True) for k, v in values.items() if isinstance(v, Tensor)}
+        return Batch(**values)
 
 
 class FusionDataset(Dataset):
@@ -116,8 +117,8 @@ def plan(stage: Stage, place: Place, seed: int, late_share: float) -> tuple[Kind
     and late timesteps, as their shares say."""
     rng = np.random.default_rng((seed, *place[:2]))
     order, shift = rng.permutation(stage.batch), rng.random(2)
-    kind: Kind = "human" if (place.index + shift[0]) / stage.batch < stage.human_share else "scene"
-    part = (order[place.index] + shift[1]) / stage.batch  # uniform in [0, 1)
+    kind: Kind = "human" if (place.clip + shift[0]) / stage.batch < stage.human_share else "scene"
+    part = (order[place.clip] + shift[1]) / stage.batch  # uniform in [0, 1)
     if part < late_share:
         return kind, int(_FIRST_LATE + part / late_share * (_NUM_TIMESTEPS - _FIRST_LATE))
     return kind, int((part - late_share) / (1 - late_share) * _FIRST_LATE)
@@ -135,7 +136,10 @@ def places(stage: int, steps: range, batch: int, rank: int, world: int, accumula
 def collate(clips: list[Batch]) -> Batch:
     """Several batches as one."""
     values = {f.name: [getattr(clip, f.name) for clip in clips] for f in fields(Batch)}
-    return Batch(**{k: torch.cat(v) if isinstance(v[0], Tensor) else list(chain(*v)) for k, v in values.items()})
+    joined: dict[str, Any] = {
+        k: torch.cat(v) if isinstance(v[0], Tensor) else list(chain(*v)) for k, v in values.items()
+    }
+    return Batch(**joined)
 
 
 def _pixels(pictures: np.ndarray) -> Tensor:

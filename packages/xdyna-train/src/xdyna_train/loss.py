@@ -57,7 +57,7 @@ def denoising_loss(
         temporal_weight: weight of the squared change of the error from frame to frame, which is flicker.
     """
     error = prediction.float() - goal.float()
-    importance = F.adaptive_avg_pool3d(importance.float(), error.shape[2:])
+    importance = F.adaptive_avg_pool3d(importance.float(), (error.shape[2], error.shape[3], error.shape[4]))
     loss = (weights * importance * error.square()).mean()
     if temporal_weight and error.shape[2] > 1:
         change = error[:, :, 1:] - error[:, :, :-1]

@@ -94,7 +94,8 @@ class ShardSource:
             persons: tuple[Person | None, ...] = (None,) * num_frames
             masks, face_frames = np.zeros(frames.shape[:3], bool), np.zeros_like(frames)
         else:
-            persons = tuple(moved(person, *clip.masks.shape[1:], *self._size) for person in clip.persons)
+            _, rows, columns = clip.masks.shape
+            persons = tuple(moved(person, rows, columns, *self._size) for person in clip.persons)
             masks = np.stack([_fitted_mask(mask, *self._size) for mask in clip.masks])
             face_frames = self._face_frames(chosen, frames, persons, rng)
         name = chosen.record.name
@@ -142,8 +143,9 @@ def best_look(clip: StoredClip) -> tuple[np.ndarray, Person] | None:
         index = int(third[areas[third].argmax()])
         seen = clip.frames(index, 1)
         (picture,), (person,) = seen.frames, seen.persons
-        if person is not None:
-            looks.append((sharpness(picture, boxes[index]), picture, person))
+        box = boxes[index]
+        if person is not None and box is not None:
+            looks.append((sharpness(picture, box), picture, person))
     if not looks:
         return None
     _, picture, person = max(looks, key=lambda look: look[0])
@@ -170,6 +172,7 @@ def moved(person: Person | None, h: int, w: int, height: int, width: int) -> Per
 
 def _fitted_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     """[H, W] bool -> [height, width] bool, as `images.fit` crops: where at least half of a pixel is covered."""
-    left, top, right, bottom = crop_box(*mask.shape, height, width)
+    rows, columns = mask.shape
+    left, top, right, bottom = crop_box(rows, columns, height, width)
     kept = mask[top:bottom, left:right].astype(np.float32)
     return cv2.resize(kept, (width, height), interpolation=cv2.INTER_AREA) >= 0.5

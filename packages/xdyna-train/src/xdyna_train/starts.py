@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, MotionAdapter, UNet2DConditionModel
@@ -97,7 +97,8 @@ def denoiser(backbone: UNet2DConditionModel, motion: Path, ip_adapter: Path) -> 
     if not positions:
         raise InputError(f"{motion}: holds no motion modules (no pos_encoder.pe); give AnimateDiff's for SD 1.5")
     with torch.device("meta"):
-        config = dict(XDynaUNet.from_unet2d(backbone, load_weights=False).config)
+        unet = cast(XDynaUNet, XDynaUNet.from_unet2d(backbone, load_weights=False))
+        config = dict(unet.config)
     config |= {
         "sample_size": RELEASED["sample_size"],
         "motion_max_seq_length": positions[0],
