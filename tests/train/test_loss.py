@@ -1,5 +1,7 @@
 """Targets and weights against diffusers' own sampler and against the formulas by hand."""
 
+from typing import cast
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -12,7 +14,7 @@ KINDS = ("epsilon", "sample", "v_prediction")
 
 
 def scheduler(kind: str) -> DDIMScheduler:
-    return DDIMScheduler.from_config(released_scheduler().config, prediction_type=kind)
+    return cast(DDIMScheduler, DDIMScheduler.from_config(released_scheduler().config, prediction_type=kind))
 
 
 def draw(seed: int) -> torch.Tensor:
