@@ -217,7 +217,10 @@ def test_any_strides_of_the_incoming_derivative(layout):
     out = reference_attention(*tensors, backend="triton", backward="triton")
     grad = layout(torch.randn(out.shape, device=DEVICE))
     found = [torch.autograd.grad(out, tensors, g, retain_graph=True) for g in (grad, grad.contiguous())]
-    torch.testing.assert_close(*found, rtol=0, atol=0)
+    for name, one, other in zip(inputs(), *found, strict=True):
+        # The kernels read the same numbers; the biases' are sums by PyTorch, whose order follows the strides.
+        exact = {} if name in ("b_out", "b_ref") else {"rtol": 0, "atol": 0}
+        torch.testing.assert_close(one, other, **exact)
 
 
 @pytest.mark.usefixtures("_untouched")
