@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from xdyna_model.errors import InputError
 from xdyna_model.model_folder import load_pipeline
+from xdyna_model.pipeline import XDynaPipeline
+from xdyna_model.tiny import tiny_pipeline
 from xdyna_model.video import read_frames
+from xdyna_train import starts
 from xdyna_train.cli import main
 from xdyna_train.config import PRESETS, Config, Stage
 from xdyna_train.fit_command import FitJob, _for_data, run
@@ -29,7 +32,14 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`smoke`, shorter still, with a look after two steps."""
+    """`smoke`, shorter still, with a look after two steps that takes one denoising step."""
+
+    def start(seed: int) -> XDynaPipeline:
+        pipeline = tiny_pipeline(seed)
+        pipeline.register_to_config(default_steps=1, default_guidance=1.0)
+        return pipeline
+
+    monkeypatch.setattr(starts, "tiny_pipeline", start)
     stages = (
         Stage("fusion", ("adapter", "motion"), frames=2, batch=1, human_share=1.0, steps=2),
         Stage("face", ("controlnet_face",), frames=2, batch=1, human_share=1.0, steps=1),

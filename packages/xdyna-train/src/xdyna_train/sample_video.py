@@ -32,7 +32,7 @@ class SampleVideo:
         pipeline.set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(self._seed)
         clips = pipeline(
-            self._reference[0], self._conditions, wrap=False, generator=generator, output_type="np", return_dict=False
+            self._reference[0], self._conditions, wrap=False, generator=generator, output_type="pt", return_dict=False
         )[0]
         made = np.rint(np.where(np.isfinite(clips[0]), clips[0], 0) * 255).astype(np.uint8)
         streams = {"reference": self._reference, "pose": self._pose, "result": made, "truth": self._truth}
