@@ -34,7 +34,7 @@ class SampleVideo:
         clips = pipeline(
             self._reference[0], self._conditions, wrap=False, generator=generator, output_type="pt", return_dict=False
         )[0]
-        made = np.rint(np.where(np.isfinite(clips[0]), clips[0], 0) * 255).astype(np.uint8)
+        made = _bytes(torch.nan_to_num(clips[0]))
         streams = {"reference": self._reference, "pose": self._pose, "result": made, "truth": self._truth}
         folder = self._out / "samples"
         folder.mkdir(parents=True, exist_ok=True)
