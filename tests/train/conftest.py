@@ -196,6 +196,7 @@ def start(function: Callable[[], None], **environment: str) -> int:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
         PartialState._reset_state()
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does; accelerate warns where it is not set
         function()
         status = 0
     except BaseException:

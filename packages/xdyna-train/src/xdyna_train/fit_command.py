@@ -113,7 +113,7 @@ def _for_data(config: Config, source: ShardSource) -> tuple[Config, list[str]]:
     for stage in config.stages:
         humans, scenes = (source.count(kind, stage.frames) for kind in ("human", "scene"))
         if stage.human_share > 0 and not humans:
-            raise InputError(f"{source}: no clip shows a person for {stage.frames + 1} frames; prepare such videos")
+            raise InputError(f"{source}: no clip shows a person for {stage.frames} frames; prepare such videos")
         if stage.human_share < 1 and not scenes:
             notes.append(f"no clips of scenes in {source}: stage {stage.name} trains on people alone")
             stage = replace(stage, human_share=1.0)
