@@ -188,6 +188,7 @@ JOINTS = Figure("joints on the figure", lambda c: float(c.model.joints.mean()), 
 RETRIEVAL = Figure("pose retrieval, 1 of all", lambda c: float(c.model.retrieved.mean()), low=0.9)
 COLOUR = Figure("colour error / a stranger's", colour_ratio, high=1 / 3)
 FLOW_SIZE = Figure("flow along the truth's / its size", flow_size, low=0.5, high=1.5)
+FLOW_ANGLE = Figure("flow off the truth's direction, degrees", flow_angle, high=45.0)
 FLICKER = Figure("flicker in static rooms", room_flicker, high=0.015)
 
 FIGURES = (
