@@ -104,10 +104,10 @@ def test_shipped_model_animates_the_example():
     reference = fit(picture, 112, 64) / 255.0
     limbs = (maps["pose"][:, 70:].max(-1) > 40).any(0)  # legs' places in any frame
     top_corners = np.abs(frames - reference)[:, :20, [*range(10), *range(54, 64)]]
-    assert top_corners.mean() < 0.12  # rocks and water stay what they are; unrelated pictures differ by .25
+    assert top_corners.mean() < 0.08  # 0.06 seen; of 60 other puppet pictures the nearest is 0.09 away, the median 0.26
     assert limbs.any()
     blank = Conditions.blank(FRAMES, 112, 64)
     generator = torch.Generator().manual_seed(0)
     nobody = np.asarray(pipeline(picture, blank, generator=generator, output_type="np").frames[0])
     changed = np.abs(frames - nobody).mean((0, 3))
-    assert changed[70:][limbs].mean() > 2 * changed[:20, :10].mean()  # what the pose map says shows where it says it
+    assert changed[70:][limbs].mean() > 5 * changed[:20, :10].mean()  # what the pose map says shows where it says it

@@ -87,7 +87,10 @@ def test_a_run_leaves_a_model_that_can_be_trained_further(people: Path, tmp_path
         (["--preset", "paper"], "as --data"),
         (["--data", "nowhere"], "is no data set"),
         (["--init", "nowhere"], "no such folder"),
-        (["--reenactor", "nowhere.onnx", "--data", "nowhere"], "no reenactment model"),
+        (
+            ["--reenactor", "nowhere.onnx", "--data", "nowhere"],
+            "no such file; give the ONNX file of a reenactment model",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(

@@ -135,7 +135,7 @@ def test_another_model_is_refused_at_once(plant: Plant, fault: dict, message: st
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no reenactment model"):
+    with pytest.raises(InputError, match="no such file; give the ONNX file of a reenactment model"):
         OnnxReenactor(tmp_path / "none.onnx")
     text = tmp_path / "text.onnx"
     text.write_text("not a model")

@@ -141,7 +141,7 @@ class XDynaPipeline(DiffusionPipeline):
         picture = np.asarray(reference.convert("RGB") if isinstance(reference, Image.Image) else reference)
         return EncodedReference(
             latent=self._encode_latent(fit(picture, height, width), generator),
-            text=self._encode_text([negative_prompt, prompt] if guidance else [prompt]),
+            text=self.encode_text([negative_prompt, prompt] if guidance else [prompt]),
             image_tokens=self._encode_image_tokens(picture, guidance),
         )
 
@@ -153,7 +153,8 @@ class XDynaPipeline(DiffusionPipeline):
         latent = (posterior.mean + posterior.std * noise.to(posterior.mean.dtype)) * self.vae.config["scaling_factor"]
         return rearrange(latent, "b c h w -> b c 1 h w").to(self.unet.dtype)
 
-    def _encode_text(self, prompts: list[str]) -> Tensor:
+    def encode_text(self, prompts: list[str]) -> Tensor:
+        """P prompts to text tokens, [P, T, E] in the denoiser's dtype; longer ones are cut off."""
         length = self.tokenizer.model_max_length
         tokens = self.tokenizer(
             prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"

@@ -1,6 +1,7 @@
 """What a training run is: its stages, its numbers, and the presets."""
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 # What can be trained; see `trainee.py` for the parameters of each.
@@ -88,9 +89,36 @@ class Config:
             end = round(steps * taken / total)
             # Room for a step of this stage, and for one of each that follows.
             ends.append(min(max(end, ends[-1] + 1), steps - (len(stages) - 1 - index)))
-        shares = zip(stages, ends, ends[1:], strict=False)
-        return replace(self, stages=tuple(replace(stage, steps=end - start) for stage, start, end in shares))
+        shares = zip(stages, pairwise(ends), strict=True)
+        return replace(self, stages=tuple(replace(stage, steps=end - start) for stage, (start, end) in shares))
 
+
+_NANO = Config(
+    stages=(
+        Stage("pairs", EVERYTHING, frames=1, batch=14, human_share=0.85, steps=900),
+        Stage("short", EVERYTHING, frames=8, batch=4, human_share=0.65, steps=450),
+        Stage("long", EVERYTHING, frames=16, batch=2, human_share=0.55, steps=300),
+    ),
+    model="nano",
+    height=112,
+    width=64,
+    learning_rate=1e-3,
+    betas=(0.9, 0.99),
+    warmup=60,
+    cosine=True,
+    ema_decay=0.995,
+    snr_gamma=3.0,
+    late_share=0.6,
+    temporal_weight=0.5,
+    person_weight=1.0,
+    face_weight=2.0,
+    drop_condition=0.0,
+    precision="bf16",
+    workers=1,
+    checkpoint_every=100,
+    sample_every=400,
+    note="32 held-back puppets: joints .93, retrieval .97, IoU .107 above copy, eyes .62, mouth .10, flicker .030",
+)
 
 PRESETS = {
     "paper": Config(
@@ -102,55 +130,19 @@ PRESETS = {
         gradient_checkpointing=True,
         note="never run at full size here: needs Stable Diffusion 1.5 and GPUs",
     ),
-    "nano": Config(
-        stages=(
-            Stage("pairs", EVERYTHING, frames=1, batch=14, human_share=0.85, steps=900),
-            Stage("short", EVERYTHING, frames=8, batch=4, human_share=0.65, steps=450),
-            Stage("long", EVERYTHING, frames=16, batch=2, human_share=0.55, steps=300),
-        ),
-        model="nano",
-        height=112,
-        width=64,
-        learning_rate=1e-3,
-        betas=(0.9, 0.99),
-        warmup=60,
-        cosine=True,
-        ema_decay=0.995,
-        snr_gamma=3.0,
-        late_share=0.6,
-        temporal_weight=0.5,
-        person_weight=1.0,
-        face_weight=2.0,
-        drop_condition=0.0,
-        precision="bf16",
-        workers=1,
-        checkpoint_every=100,
-        sample_every=400,
-    ),
-    "nano-more": Config(
+    "nano": _NANO,
+    "nano-more": replace(  # goes on from a model of "nano"
+        _NANO,
         stages=(
             Stage("pairs", EVERYTHING, frames=1, batch=14, human_share=0.9, steps=380),
             Stage("short", EVERYTHING, frames=8, batch=4, human_share=0.65, steps=280),
         ),
-        model="nano",
-        height=112,
-        width=64,
         learning_rate=8e-4,
-        betas=(0.9, 0.99),
         warmup=30,
-        cosine=True,
-        ema_decay=0.995,
-        snr_gamma=3.0,
-        late_share=0.6,
         temporal_weight=1.0,
-        person_weight=1.0,
         face_weight=8.0,
         shared_noise=True,
-        drop_condition=0.0,
-        precision="bf16",
-        workers=1,
-        checkpoint_every=100,
-        sample_every=400,
+        note="32 held-back puppets: joints .93, retrieval .96, IoU .083 above copy, eyes .76, mouth .18, flicker .016",
     ),
     "smoke": Config(
         stages=(

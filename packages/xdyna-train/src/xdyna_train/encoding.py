@@ -33,7 +33,7 @@ class Encoders:
         for frozen in (pipeline.vae, pipeline.image_encoder, pipeline.text_encoder):
             frozen.eval().requires_grad_(False)
         with torch.no_grad():
-            self._text = pipeline._encode_text([""]).float()
+            self._text = pipeline.encode_text([""]).float()
 
     def preprocess(self, picture: np.ndarray) -> Tensor:
         """[H, W, 3] uint8 to [3, s, s], as the image encoder takes it."""

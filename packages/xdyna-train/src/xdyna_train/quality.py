@@ -16,15 +16,15 @@ Whoever has the weights of a learnt score (KonIQ-10k and the like) gives them as
 """
 
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from einops import rearrange
 from PIL import Image, ImageFilter
 from xdyna_model.errors import InputError
 from xdyna_model.images import fit
+from xdyna_model.onnx_session import open_session
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _BLUR = 9  # pixels
@@ -136,14 +136,7 @@ class OnnxQuality:
         Raises InputError where onnxruntime is not installed, or the file is missing or no such model.
         """
         self.path = Path(path)
-        if not self.path.is_file():
-            raise InputError(f"{path}: no such file; give the ONNX file of a quality model")
-        runtime = _import_runtime()
-        try:
-            self._session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        except Exception as error:  # every kind of failure has a class of its own in native code
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise InputError(f"{path}: cannot be loaded as a quality model: {reason}") from error
+        self._session = open_session(self.path, "quality", ["CPUExecutionProvider"])
         inputs = self._session.get_inputs()
         shape = inputs[0].shape if len(inputs) == 1 else []
         if len(shape) != 4 or shape[1] != 3:
@@ -160,12 +153,3 @@ class OnnxQuality:
         if answer.size != 1 or not np.isfinite(answer).all():
             raise InputError(f"{self.path}: is no quality model, it answers {list(answer.shape)} numbers and not one")
         return float(np.clip(answer.item() / self._best, 0, 1))
-
-
-def _import_runtime() -> Any:
-    try:
-        return import_module("onnxruntime")
-    except ImportError as error:
-        raise InputError(
-            f"a quality model needs onnxruntime ({error}): install it with `pip install 'xdyna-model[detect]'`"
-        ) from error

@@ -1,14 +1,13 @@
 """A user's own reenactment network as a `Reenactor`: Face-Vid2Vid, LivePortrait and their like, exported to ONNX."""
 
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from einops import rearrange
 from xdyna_model.detectors import Person
 from xdyna_model.errors import InputError
+from xdyna_model.onnx_session import open_session
 
 from xdyna_train.reenactment import is_usable
 
@@ -32,17 +31,7 @@ class OnnxReenactor:
         Raises InputError where onnxruntime is not installed, the file is missing, or it is no such model.
         """
         self._path = Path(path)
-        if not self._path.is_file():
-            raise InputError(f"no reenactment model at {self._path}")
-        runtime = _import_runtime()
-        if providers is None:
-            installed = runtime.get_available_providers()
-            providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in installed]
-        try:
-            self._session = runtime.InferenceSession(str(self._path), providers=providers)
-        except Exception as error:  # every kind of failure has a class of its own in native code
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"{self._path}: cannot be loaded as a reenactment model ({reason})") from error
+        self._session = open_session(self._path, "reenactment", providers)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if sorted(node.name for node in inputs) != ["driving", "source"] or len(outputs) != 1:
             names = ", ".join(node.name for node in inputs)
@@ -110,12 +99,3 @@ def _picture(made: np.ndarray, side: int) -> np.ndarray:
     pixels = rearrange(np.clip(made, 0, 1) * 255, "1 c h w -> h w c")
     how = cv2.INTER_AREA if side < SIDE else cv2.INTER_LINEAR
     return np.rint(cv2.resize(np.ascontiguousarray(pixels), (side, side), interpolation=how)).astype(np.uint8)
-
-
-def _import_runtime() -> Any:
-    try:
-        return import_module("onnxruntime")
-    except ImportError as error:
-        raise InputError(
-            f"a reenactment model needs onnxruntime ({error}): install it with `pip install onnxruntime`"
-        ) from error

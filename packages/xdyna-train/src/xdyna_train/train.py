@@ -298,6 +298,3 @@ def learning_rate(config: Config, step: int) -> float:
         return config.learning_rate * rise
     fall = 0.5 * (1 + math.cos(math.pi * step / config.total_steps))
     return config.learning_rate * rise * (0.02 + 0.98 * fall)
-
-
-__all__ = ["Sampler", "TrainingStopped", "fit", "learning_rate"]

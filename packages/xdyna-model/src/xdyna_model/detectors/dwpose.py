@@ -4,9 +4,7 @@ Two published files, which the user brings: `yolox_l.onnx` finds people, `dw-ll_
 points of COCO-WholeBody in a crop around one of them. Sizes are read from the files.
 """
 
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +12,7 @@ from xdyna_model.detectors import BODY, Person
 from xdyna_model.detectors.simcc import BINS, crop_affine, decode_simcc, warp
 from xdyna_model.detectors.yolox import decode_yolox, letterbox, suppress
 from xdyna_model.errors import InputError
+from xdyna_model.onnx_session import open_session
 
 DWPOSE_FILES = ("yolox_l.onnx", "dw-ll_ucoco_384.onnx")  # as published
 
@@ -102,17 +101,7 @@ class _Model:
 
     def __init__(self, path: str | Path, what: str, outputs: int, providers: list[str] | None) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
-            raise InputError(f"no {what} model at {self.path}")
-        runtime = _import_runtime()
-        if providers is None:
-            installed = runtime.get_available_providers()
-            providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in installed]
-        try:
-            self._session = runtime.InferenceSession(str(self.path), providers=providers)
-        except Exception as error:  # every kind of failure has a class of its own in native code
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"{self.path} cannot be loaded as the {what} model: {reason}") from error
+        self._session = open_session(self.path, what, providers)
         inputs = self._session.get_inputs()
         shape = inputs[0].shape if inputs else []
         if len(inputs) != 1 or len(shape) != 4 or not all(isinstance(side, int) for side in shape[1:]):
@@ -125,15 +114,6 @@ class _Model:
     def run(self, blob: np.ndarray) -> list[np.ndarray]:
         """blob: [1, 3, height, width] float32."""
         return self._session.run(None, {self._input: blob})
-
-
-def _import_runtime() -> Any:
-    try:
-        return import_module("onnxruntime")
-    except ImportError as error:
-        raise InputError(
-            f"DWPose needs onnxruntime ({error}): install it with `pip install 'xdyna-model[detect]'`"
-        ) from error
 
 
 def _person(points: np.ndarray) -> Person:
