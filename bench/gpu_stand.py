@@ -64,7 +64,7 @@ class GpuStand:
         return totals
 
     def _served(self, entry: Entry) -> list[Shape]:
-        return [shape for shape in self._inputs if entry.serves(shape.D)]
+        return [shape for shape in self._inputs if entry.serves(shape)]
 
     def _truth(self, shape: Shape, direction: str) -> Truth:
         if (shape, direction) not in self._truths:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shapes import Shape
 from xdyna_kernels import tiles
 
 Tile = tiles.Attention | tiles.Projection
@@ -27,38 +28,35 @@ TABLES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One tile of the table. `limit` is the largest head dimension that it serves, None where one serves all."""
+    """One tile of the table. `limit` is the largest head dimension that it serves; of a projection, the most output
+    channels, and the last one serves all beyond."""
 
     table: str  # of TABLES
     chip: str
     arithmetic: str
-    limit: int | None
+    limit: int
 
     def __str__(self) -> str:
-        heads = "" if self.limit is None else f" D <= {self.limit}"
-        return f"{self.chip} {self.arithmetic} {self.table.lower().replace('_', ' ')}{heads}"
+        size = "C" if self.table == "PROJECTION" else "D"
+        return f"{self.chip} {self.arithmetic} {self.table.lower().replace('_', ' ')} {size} <= {self.limit}"
 
     @property
     def direction(self) -> str:
         return TABLES[self.table]
 
-    def serves(self, head_dim: int) -> bool:
-        """Whether heads of so many channels take their tile from here."""
-        limits = (
-            [limit for limit in self._rows()[self.chip, self.arithmetic] if limit >= head_dim] if self.limit else []
-        )
-        return self.limit is None or min(limits, default=None) == self.limit
+    def serves(self, shape: Shape) -> bool:
+        """Whether a shape takes its tile from here."""
+        rows = self._rows()[self.chip, self.arithmetic]
+        if self.table == "PROJECTION":
+            return self.limit == min((limit for limit in rows if limit >= shape.C), default=max(rows))
+        return self.limit == min((limit for limit in rows if limit >= shape.D), default=None)
 
     def get(self) -> Tile:
-        row = self._rows()[self.chip, self.arithmetic]
-        return row if self.limit is None else row[self.limit]
+        return self._rows()[self.chip, self.arithmetic][self.limit]
 
     def put(self, tile: Tile) -> None:
         """Changes the table of this process, not the file."""
-        if self.limit is None:
-            self._rows()[self.chip, self.arithmetic] = tile
-        else:
-            self._rows()[self.chip, self.arithmetic][self.limit] = tile
+        self._rows()[self.chip, self.arithmetic][self.limit] = tile
 
     @contextmanager
     def trying(self, tile: Tile) -> Iterator[None]:
@@ -77,8 +75,7 @@ def entries(chip: str, arithmetic: str) -> list[Entry]:
     """All entries of a chip and an arithmetic. A table may lack an arithmetic: its kernels then do without."""
     found = []
     for table in TABLES:
-        row = getattr(tiles, table).get((chip, arithmetic), {})
-        found += [Entry(table, chip, arithmetic, limit) for limit in (row if isinstance(row, dict) else (None,))]
+        found += [Entry(table, chip, arithmetic, limit) for limit in getattr(tiles, table).get((chip, arithmetic), {})]
     return found
 
 

@@ -117,7 +117,7 @@ def tune(
         torch.backends.cuda.matmul.allow_tf32 = arithmetic == "tf32"
         stand = None
         for entry in tile_table.entries(chip, arithmetic):
-            if not any(entry.serves(shape.D) for shape in plan.shapes):
+            if not any(entry.serves(shape) for shape in plan.shapes):
                 continue
             before, trials = entry.get(), []
             if time.monotonic() - started <= plan.budget:

@@ -67,7 +67,7 @@ def attention_case(chip: str, arithmetic: str, D: int, even: bool, tile: tiles.A
 
 
 def projection_case(chip: str, arithmetic: str, C: int, even: bool) -> Case:
-    tile = tiles.projection_tile(chip, arithmetic)
+    tile = tiles.projection_tile(chip, arithmetic, C)
     constants = project_constants(tile, arithmetic, C, even)
     return Case(chip, arithmetic, "project", f"C={C} {'even' if even else 'tails'}", constants, tile)
 

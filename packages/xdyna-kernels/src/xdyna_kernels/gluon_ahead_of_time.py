@@ -21,7 +21,7 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from .ahead_of_time import SHARED_LIMIT, disassemble
 from .gluon_forward import LAYOUT, attend_constants, block
 from .gluon_kernel import attend_kernel
-from .gluon_tiles import KEYS_AND_STAGES, QUERIES
+from .gluon_tiles import TILES
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 INSTRUCTION_SLACK = 8  # that the loop may grow above its recorded length
@@ -52,7 +52,7 @@ def compile_forward(D: int, dtype: torch.dtype = torch.bfloat16) -> list[Figures
             signature[name] = "*fp32" if name == "lse" else f"*{NAMES[dtype]}"
             attributes[(position,)] = [["tt.divisibility", 16]]
         else:
-            rows = QUERIES if name in ("q", "qr") else constants["KEYS"]
+            rows = constants["QUERIES" if name in ("q", "qr") else "KEYS"]
             signature[name] = f"tensordesc<{NAMES[dtype]}{block(rows, D)},{LAYOUT!r}>"  # as Triton does at a launch
     source = GluonASTSource(attend_kernel, signature, constants, attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
@@ -127,7 +127,7 @@ def read_golden(path: Path) -> dict[int, Figures]:
 
 
 def main(path: Path) -> None:
-    rows = ",\n".join(f'  "{D}": {json.dumps(asdict(compile_forward(D)[0]))}' for D in KEYS_AND_STAGES)
+    rows = ",\n".join(f'  "{D}": {json.dumps(asdict(compile_forward(D)[0]))}' for D in TILES)
     path.write_text(f'{{"triton": "{triton.__version__}", "attend": {{\n{rows}\n}}}}\n')
 
 

@@ -13,7 +13,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .gluon_kernel import attend_kernel
-from .gluon_tiles import KEYS_AND_STAGES, QUERIES
+from .gluon_tiles import REGISTERS, TILES
 from .triton_forward import LOG2_E, readable
 
 LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=5)  # of a block in shared memory
@@ -22,8 +22,10 @@ LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=
 def attend_constants(D: int) -> dict[str, int]:
     """The compile-time arguments of `attend_kernel`."""
     D0 = 1 << (D.bit_length() - 1)
-    keys, stages = KEYS_AND_STAGES[D]
-    return {"D": D, "D0": D0, "D1": max(16, D - D0), "QUERIES": QUERIES, "KEYS": keys, "STAGES": stages}
+    warpgroups, queries, keys, stages = TILES[D]
+    registers, producer = REGISTERS[warpgroups]
+    sizes = {"D": D, "D0": D0, "D1": max(16, D - D0), "WARPGROUPS": warpgroups, "QUERIES": queries, "KEYS": keys}
+    return sizes | {"STAGES": stages, "REGISTERS": registers, "PRODUCER_REGISTERS": producer}
 
 
 def block(rows: int, D: int) -> list[int]:
@@ -51,12 +53,12 @@ def attend(
     """softmax(scale q k^T) v of both branches, side by side."""
     B, F, N, H, D = q.shape
     constants = attend_constants(D)
-    queries = [_describe(x, QUERIES) for x in (q, q_ref)]
+    queries = [_describe(x, constants["QUERIES"]) for x in (q, q_ref)]
     keys = [_describe(x, constants["KEYS"]) for x in (k, v, k_ref[:, None], v_ref[:, None])]
     tensors: list[Any] = [queries[0], keys[0], keys[1], queries[1], keys[2], keys[3]]
     both = q.new_empty(B * F, N, 2 * H * D)
     lse = q.new_empty(B * F, 2 * H, N, dtype=torch.float32)
-    programs = math.ceil(N / (2 * QUERIES)) * 2 * H * B * F
+    programs = math.ceil(N / (constants["WARPGROUPS"] * constants["QUERIES"])) * 2 * H * B * F
     with torch.cuda.device_of(q):  # Triton launches on the current device, which may be another
         attend_kernel[(programs,)](
             *tensors, both, lse, scale * LOG2_E, F, N, k_ref.shape[1], H, **constants, num_warps=4

@@ -1,9 +1,10 @@
 """The Gluon kernel of attention over both branches, for Hopper: what the Triton kernel computes, scheduled by hand.
 
-A program takes 128 queries of one head in one branch. A producer warp copies keys and values into shared memory (TMA),
-and two warpgroups take 64 queries each. Both run as FlashAttention-3 does within a warpgroup (Shah et al. 2024,
-Section 3.2): the next scores are issued before the last values are waited for, so that the tensor cores work under the
-softmax. Unlike it, a head of 40, 80 or 160 channels is not padded: 32 + 16, 64 + 16 or 128 + 32 are multiplied.
+A program takes a block of queries of one head in one branch for each of its two or three warpgroups. A producer warp
+copies keys and values, which they share, into shared memory (TMA). Each runs as FlashAttention-3 does within a
+warpgroup (Shah et al. 2024, Section 3.2): the next scores are issued before the last values are waited for, so that the
+tensor cores work under the softmax. Unlike it, a head of 40, 80 or 160 channels is not padded: 32 + 16, 64 + 16 or
+128 + 32 are multiplied.
 
 A `ring` is (tiles, full, free): stages of shared memory, and a barrier for each that it has been filled, or left.
 """
@@ -41,11 +42,11 @@ def _wait_full(ring, step, STAGES: gl.constexpr, pred=True):
 @gluon.jit
 def _produce(
     q, k, v, f_keys, q_tiles, q_full, k_ring, v_ring, b, f, h, first_row, n_keys,
-    QUERIES: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
+    WARPGROUPS: gl.constexpr, QUERIES: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    mbarrier.expect(q_full, 2 * q.block_type.nbytes)
-    for half in gl.static_range(2):
-        tma.async_copy_global_to_shared(q, [b, f, h, first_row + half * QUERIES, 0], q_full, q_tiles.index(half))
+    mbarrier.expect(q_full, WARPGROUPS * q.block_type.nbytes)
+    for group in gl.static_range(WARPGROUPS):
+        tma.async_copy_global_to_shared(q, [b, f, h, first_row + group * QUERIES, 0], q_full, q_tiles.index(group))
     steps = (n_keys + KEYS - 1) // KEYS
     for step in range(steps):
         row = (steps - 1 - step) * KEYS
@@ -56,15 +57,17 @@ def _produce(
 @gluon.jit
 def _produce_own_or_reference(
     own, q, k, v, qr, kr, vr, q_tiles, q_full, k_ring, v_ring, b, f, h, first_row, n_keys,
-    QUERIES: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
+    WARPGROUPS: gl.constexpr, QUERIES: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     if own:
         _produce(
-            q, k, v, f, q_tiles, q_full, k_ring, v_ring, b, f, h, first_row, n_keys, QUERIES, KEYS, STAGES
+            q, k, v, f, q_tiles, q_full, k_ring, v_ring, b, f, h, first_row, n_keys,
+            WARPGROUPS, QUERIES, KEYS, STAGES,
         )  # fmt: skip
     else:
         _produce(
-            qr, kr, vr, 0, q_tiles, q_full, k_ring, v_ring, b, f, h, first_row, n_keys, QUERIES, KEYS, STAGES
+            qr, kr, vr, 0, q_tiles, q_full, k_ring, v_ring, b, f, h, first_row, n_keys,
+            WARPGROUPS, QUERIES, KEYS, STAGES,
         )  # fmt: skip
 
 
@@ -184,13 +187,16 @@ def attend_kernel(
     D: gl.constexpr,
     D0: gl.constexpr,  # D0 + D1 >= D, powers of two
     D1: gl.constexpr,
-    QUERIES: gl.constexpr,
+    WARPGROUPS: gl.constexpr,  # 2 or 3
+    QUERIES: gl.constexpr,  # of a warpgroup
     KEYS: gl.constexpr,
     STAGES: gl.constexpr,
+    REGISTERS: gl.constexpr,  # of a thread of the warpgroups
+    PRODUCER_REGISTERS: gl.constexpr,
 ):
-    """Two blocks of queries of one head of one frame, in one branch: own or reference."""
-    blocks = (N + 2 * QUERIES - 1) // (2 * QUERIES)
-    first_row = gl.program_id(0) % blocks * (2 * QUERIES)
+    """A block of queries for each warpgroup, of one head of one frame, in one branch: own or reference."""
+    blocks = (N + WARPGROUPS * QUERIES - 1) // (WARPGROUPS * QUERIES)
+    first_row = gl.program_id(0) % blocks * (WARPGROUPS * QUERIES)
     head_of_both = gl.program_id(0) // blocks % (2 * H)
     frame_of_all = gl.program_id(0) // blocks // (2 * H)
     own = head_of_both < H
@@ -201,7 +207,8 @@ def attend_kernel(
 
     WIDTH: gl.constexpr = q.block_shape[4]
     barriers: gl.constexpr = mbarrier.MBarrierLayout()
-    q_tiles = gl.allocate_shared_memory(q.dtype, [2, 1, 1, 1, QUERIES, WIDTH], q.layout)
+    # Sizes in shared memory are powers of two.
+    q_tiles = gl.allocate_shared_memory(q.dtype, [2 if WARPGROUPS == 2 else 4, 1, 1, 1, QUERIES, WIDTH], q.layout)
     k_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, 1, KEYS, WIDTH], k.layout)
     v_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, 1, KEYS, WIDTH], k.layout)
     q_full = gl.allocate_shared_memory(gl.int64, [1], barriers)
@@ -213,24 +220,43 @@ def attend_kernel(
     for stage in gl.static_range(STAGES):
         mbarrier.init(k_full.index(stage), count=1)
         mbarrier.init(v_full.index(stage), count=1)
-        mbarrier.init(k_free.index(stage), count=2)  # both warpgroups
-        mbarrier.init(v_free.index(stage), count=2)
+        mbarrier.init(k_free.index(stage), count=WARPGROUPS)
+        mbarrier.init(v_free.index(stage), count=WARPGROUPS)
     fence_async_shared()
     k_ring = (k_tiles, k_full, k_free)
     v_ring = (v_tiles, v_full, v_free)
 
     q0 = q_tiles.index(0).reshape([QUERIES, WIDTH])
     q1 = q_tiles.index(1).reshape([QUERIES, WIDTH])
-    gl.warp_specialize(
-        [
-            (_consume, (q0, q_full, k_ring, v_ring, both, lse, scale, first_row, N, n_keys, both_row,
-                        D, D0, D1, QUERIES, KEYS, STAGES)),
-            (_consume, (q1, q_full, k_ring, v_ring, both, lse, scale, first_row + QUERIES, N, n_keys, both_row,
-                        D, D0, D1, QUERIES, KEYS, STAGES)),
-            (_produce_own_or_reference, (own, q, k, v, qr, kr, vr, q_tiles, q_full, k_ring, v_ring,
-                                         frame_of_all // F, frame_of_all % F, head_of_both % H, first_row, n_keys,
-                                         QUERIES, KEYS, STAGES)),
-        ],
-        [4, 1],  # warps of the second warpgroup and of the producer
-        [240, 24],  # registers of a thread
-    )  # fmt: skip
+    # The first takes the program's own warps; the others' warps and registers follow.
+    if WARPGROUPS == 2:
+        gl.warp_specialize(
+            [
+                (_consume, (q0, q_full, k_ring, v_ring, both, lse, scale, first_row, N, n_keys, both_row,
+                            D, D0, D1, QUERIES, KEYS, STAGES)),
+                (_consume, (q1, q_full, k_ring, v_ring, both, lse, scale, first_row + QUERIES, N, n_keys, both_row,
+                            D, D0, D1, QUERIES, KEYS, STAGES)),
+                (_produce_own_or_reference, (own, q, k, v, qr, kr, vr, q_tiles, q_full, k_ring, v_ring,
+                                             frame_of_all // F, frame_of_all % F, head_of_both % H, first_row, n_keys,
+                                             WARPGROUPS, QUERIES, KEYS, STAGES)),
+            ],
+            [4, 1],
+            [REGISTERS, PRODUCER_REGISTERS],
+        )  # fmt: skip
+    else:
+        q2 = q_tiles.index(2).reshape([QUERIES, WIDTH])
+        gl.warp_specialize(
+            [
+                (_consume, (q0, q_full, k_ring, v_ring, both, lse, scale, first_row, N, n_keys, both_row,
+                            D, D0, D1, QUERIES, KEYS, STAGES)),
+                (_consume, (q1, q_full, k_ring, v_ring, both, lse, scale, first_row + QUERIES, N, n_keys, both_row,
+                            D, D0, D1, QUERIES, KEYS, STAGES)),
+                (_consume, (q2, q_full, k_ring, v_ring, both, lse, scale, first_row + 2 * QUERIES, N, n_keys, both_row,
+                            D, D0, D1, QUERIES, KEYS, STAGES)),
+                (_produce_own_or_reference, (own, q, k, v, qr, kr, vr, q_tiles, q_full, k_ring, v_ring,
+                                             frame_of_all // F, frame_of_all % F, head_of_both % H, first_row, n_keys,
+                                             WARPGROUPS, QUERIES, KEYS, STAGES)),
+            ],
+            [4, 4, 1],
+            [REGISTERS, REGISTERS, PRODUCER_REGISTERS],
+        )  # fmt: skip

@@ -147,7 +147,7 @@ def _why_not_triton(q: Tensor, interpreted: bool) -> str | None:
 def _why_not_gluon(q: Tensor) -> str | None:
     if q.dtype not in gluon_tiles.DTYPES:
         return f"needs float16 or bfloat16, q is {q.dtype}"
-    if q.shape[-1] not in gluon_tiles.KEYS_AND_STAGES:
+    if q.shape[-1] not in gluon_tiles.TILES:
         return f"needs heads of 40, 80 or 160 channels, q is {list(q.shape)}"
     if (reason := _why_not_triton(q, interpreted=False)) is not None:
         return reason

@@ -37,9 +37,9 @@ ATTENTION = {
         256: Attention(64, 32, 4, 2),
     },
     ("sm_90", "half"): {
-        48: Attention(128, 64, 8, 3),
-        96: Attention(128, 64, 8, 3),
-        160: Attention(128, 64, 8, 3),
+        48: Attention(128, 32, 4, 3),
+        96: Attention(128, 64, 4, 4),
+        160: Attention(64, 64, 4, 2),
         256: Attention(128, 32, 8, 3),
     },
     ("sm_100", "half"): {
@@ -85,16 +85,41 @@ ATTENTION = {
         256: Attention(32, 16, 8, 2),
     },
 }
+# By the most output channels that a tile serves; the last serves all beyond, too.
 PROJECTION = {
-    ("sm_80", "half"): Projection(128, 64, 64, 8, 3),
-    ("sm_90", "half"): Projection(128, 64, 64, 4, 3),
-    ("sm_100", "half"): Projection(128, 64, 64, 4, 3),
-    ("sm_80", "tf32"): Projection(64, 64, 32, 4, 3),
-    ("sm_90", "tf32"): Projection(64, 64, 32, 4, 3),
-    ("sm_100", "tf32"): Projection(64, 64, 32, 4, 3),
-    ("sm_80", "ieee"): Projection(64, 32, 16, 4, 2),
-    ("sm_90", "ieee"): Projection(64, 32, 16, 4, 2),
-    ("sm_100", "ieee"): Projection(64, 32, 16, 4, 2),
+    ("sm_80", "half"): {
+        320: Projection(128, 64, 64, 8, 3),
+        640: Projection(128, 64, 64, 8, 3),
+        1280: Projection(128, 64, 64, 8, 3),
+    },
+    ("sm_90", "half"): {
+        320: Projection(128, 64, 64, 4, 3),
+        640: Projection(128, 128, 64, 8, 3),
+        1280: Projection(128, 128, 64, 8, 3),
+    },
+    ("sm_100", "half"): {
+        320: Projection(128, 64, 64, 4, 3),
+        640: Projection(128, 64, 64, 4, 3),
+        1280: Projection(128, 64, 64, 4, 3),
+    },
+    ("sm_80", "tf32"): {
+        1280: Projection(64, 64, 32, 4, 3),
+    },
+    ("sm_90", "tf32"): {
+        1280: Projection(64, 64, 32, 4, 3),
+    },
+    ("sm_100", "tf32"): {
+        1280: Projection(64, 64, 32, 4, 3),
+    },
+    ("sm_80", "ieee"): {
+        1280: Projection(64, 32, 16, 4, 2),
+    },
+    ("sm_90", "ieee"): {
+        1280: Projection(64, 32, 16, 4, 2),
+    },
+    ("sm_100", "ieee"): {
+        1280: Projection(64, 32, 16, 4, 2),
+    },
 }
 # Of the backward, likewise. It has no "tf32": at D = 160 on sm_80 and sm_90, every tile tried for the keys spills.
 BACKWARD_QUERIES = {
@@ -106,8 +131,8 @@ BACKWARD_QUERIES = {
     },
     ("sm_90", "half"): {
         48: Attention(128, 64, 8, 3),
-        96: Attention(128, 64, 8, 3),
-        160: Attention(128, 64, 8, 3),
+        96: Attention(128, 32, 8, 3),
+        160: Attention(64, 32, 4, 3),
         256: Attention(128, 32, 8, 2),
     },
     ("sm_100", "half"): {
@@ -144,9 +169,10 @@ BACKWARD_KEYS = {
         256: Attention(32, 64, 8, 2),
     },
     ("sm_90", "half"): {
-        48: Attention(64, 128, 8, 2),
-        96: Attention(64, 128, 8, 2),
-        160: Attention(32, 64, 8, 2),
+        48: Attention(32, 128, 4, 3),
+        80: Attention(64, 64, 4, 3),
+        96: Attention(64, 128, 8, 3),
+        160: Attention(32, 128, 8, 2),
         256: Attention(32, 64, 8, 2),
     },
     ("sm_100", "half"): {
@@ -175,9 +201,22 @@ BACKWARD_KEYS = {
     },
 }
 DELTA = Rows(64, 4, 1)
-# Table, chip, arithmetic and head dimension (None for projections) of a tile: the device, day and commit of the
-# `bench/attn.py --tune` that chose it.
-TIMED: dict[tuple[str, str, str, int | None], str] = {}
+# Table, chip, arithmetic and limit of a tile: device, day and commit of the `bench/attn.py --tune` that chose it, or
+# "the kernel alone" where it was chosen among the tiles without spills by timing that kernel at the model's sizes.
+TIMED: dict[tuple[str, str, str, int], str] = {
+    ("ATTENTION", "sm_90", "half", 48): "NVIDIA H200, 2026-11-26, 8d0469b44b51+",
+    ("ATTENTION", "sm_90", "half", 96): "NVIDIA H200, 2026-11-26, 8d0469b44b51+",
+    ("ATTENTION", "sm_90", "half", 160): "NVIDIA H200, 2026-11-26, 8d0469b44b51+",
+    ("PROJECTION", "sm_90", "half", 320): "NVIDIA H100 80GB HBM3, 2026-11-26, the kernel alone",
+    ("PROJECTION", "sm_90", "half", 640): "NVIDIA H100 80GB HBM3, 2026-11-26, the kernel alone",
+    ("PROJECTION", "sm_90", "half", 1280): "NVIDIA H100 80GB HBM3, 2026-11-26, the kernel alone",
+    ("BACKWARD_QUERIES", "sm_90", "half", 48): "NVIDIA H100 80GB HBM3, 2026-11-26, the kernel alone",
+    ("BACKWARD_QUERIES", "sm_90", "half", 96): "NVIDIA H100 80GB HBM3, 2026-11-26, the kernel alone",
+    ("BACKWARD_QUERIES", "sm_90", "half", 160): "NVIDIA H100 80GB HBM3, 2026-11-26, the kernel alone",
+    ("BACKWARD_KEYS", "sm_90", "half", 48): "NVIDIA H100 80GB HBM3, 2026-11-26, the kernel alone",
+    ("BACKWARD_KEYS", "sm_90", "half", 80): "NVIDIA H100 80GB HBM3, 2026-11-26, the kernel alone",
+    ("BACKWARD_KEYS", "sm_90", "half", 160): "NVIDIA H100 80GB HBM3, 2026-11-26, the kernel alone",
+}
 MAX_HEAD_DIM = 256
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CHIPS = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100"}
@@ -212,5 +251,7 @@ def _by_head(table: dict, chip: str, arithmetic: str, head_dim: int) -> Attentio
     return rows[min(limit for limit in rows if head_dim <= limit)]
 
 
-def projection_tile(chip: str, arithmetic: str) -> Projection:
-    return PROJECTION[chip, arithmetic]
+def projection_tile(chip: str, arithmetic: str, channels: int) -> Projection:
+    """The tile for so many output channels."""
+    rows = PROJECTION[chip, arithmetic]
+    return rows[min((limit for limit in rows if channels <= limit), default=max(rows))]

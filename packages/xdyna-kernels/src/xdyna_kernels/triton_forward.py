@@ -296,7 +296,7 @@ def project(
     C, K = w_out.shape
     R = both.shape[0] * both.shape[1]
     arithmetic = tiles.arithmetic(both.dtype)
-    tile = tiles.projection_tile(chip(both), arithmetic)
+    tile = tiles.projection_tile(chip(both), arithmetic, C)
     out = both.new_empty(R, C)
     rest = [None if x is None else _dense(x) for x in (w_out, b_out, w_ref, b_ref, residual)]
     programs = math.ceil(R / tile.rows) * math.ceil(C / tile.columns)
