@@ -43,6 +43,7 @@ class Config:
         person, of the face, counts beside 1.
     shared_noise: whether the frames of a clip share one noise, which keeps what stands still from flickering.
     drop_condition: share of clips that lose text and image tokens, for classifier-free guidance.
+    cuda_graphs: whether one process on a GPU replays its steps from CUDA graphs; for small models. Elsewhere ignored.
     model: where training starts from; see `starts.py`.
     note: what the preset reached, and when.
     """
@@ -68,6 +69,7 @@ class Config:
     drop_condition: float = 0.1
     precision: Precision = "no"
     gradient_checkpointing: bool = False
+    cuda_graphs: bool = False
     workers: int = 2
     checkpoint_every: int = 500
     sample_every: int = 1000
@@ -114,6 +116,7 @@ _NANO = Config(
     face_weight=2.0,
     drop_condition=0.0,
     precision="bf16",
+    cuda_graphs=True,
     workers=1,
     checkpoint_every=100,
     sample_every=400,

@@ -23,6 +23,10 @@ class Encoded:
     image_features: Tensor
 
 
+# Of whole clips, encoded together: hundreds of small ones, or one of full size.
+_PIXELS_AT_ONCE = 2**22
+
+
 class Encoders:
     """VAE, CLIP and text encoder of a pipeline; none of them is trained. The prompt is empty."""
 
@@ -41,21 +45,35 @@ class Encoders:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Encoded:
-        """Every clip draws from a generator of its own, so that it does not matter which process encodes it."""
         clips = torch.cat([batch.reference[:, None], batch.frames], dim=1)  # [B, 1+F, 3, H, W]
-        latents, noises = [], []
-        for clip, seed in zip(clips, batch.noise_seeds.tolist(), strict=True):
-            generator = torch.Generator().manual_seed(seed)
-            posterior = self._vae.encode(clip.to(self._vae.dtype)).latent_dist
-            drawn, noise = (torch.randn(posterior.mean.shape, generator=generator).to(clip.device) for _ in range(2))
-            latents.append((posterior.mean + posterior.std * drawn).float() * self._vae.config["scaling_factor"])
-            noises.append(noise[:1].expand_as(noise[1:]) if self._shared_noise else noise[1:])
+        encoded = [
+            self._vae.encode(rearrange(part, "b f c h w -> (b f) c h w").to(self._vae.dtype)).latent_dist
+            for part in clips.split(max(1, _PIXELS_AT_ONCE // clips[0, :, 0].numel()))
+        ]
+        mean, std = (
+            torch.cat([getattr(part, name) for part in encoded]).unflatten(0, clips.shape[:2])
+            for name in ("mean", "std")
+        )
+        drawn, noise = self._draw(batch.noise_seeds, mean)
+        latents = (mean + std * drawn).float() * self._vae.config["scaling_factor"]
+        noise = noise[:, :1].expand_as(noise[:, 1:]) if self._shared_noise else noise[:, 1:]
         features = self._image_encoder(batch.clip_pixels.to(self._image_encoder.dtype), output_hidden_states=True)
-        latents = rearrange(torch.stack(latents), "b f c h w -> b c f h w")
+        latents = rearrange(latents, "b f c h w -> b c f h w")
         return Encoded(
             reference=latents[:, :, :1],
             frames=latents[:, :, 1:],
-            noise=rearrange(torch.stack(noises), "b f c h w -> b c f h w"),
+            noise=rearrange(noise, "b f c h w -> b c f h w"),
             text=self._text.expand(len(clips), -1, -1),
             image_features=features.hidden_states[-2].float(),
         )
+
+    @staticmethod
+    def _draw(seeds: Tensor, like: Tensor) -> Tensor:
+        """[2, *like.shape] of standard normal numbers. Every clip draws from a generator of its own, so that it does
+        not matter which process encodes it; on its device, since a CPU takes longer to draw than a GPU to train."""
+        generator = torch.Generator(like.device)
+        draws = []
+        for seed in seeds.tolist():
+            generator.manual_seed(seed)
+            draws.append(torch.randn(2, *like.shape[1:], generator=generator, device=like.device))
+        return torch.stack(draws, dim=1)

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +28,7 @@ from xdyna_train.checkpoint import load_latest, save_checkpoint
 from xdyna_train.clips import ExampleSource
 from xdyna_train.config import Config, Stage
 from xdyna_train.encoding import Encoders
-from xdyna_train.engine import attention_for, new_accelerator
+from xdyna_train.engine import attention_for, captured, new_accelerator
 from xdyna_train.fusion import Batch, FusionDataset, collate, places
 from xdyna_train.journal import METRICS, Journal
 from xdyna_train.loss import add_noise, denoising_loss, target, timestep_weights
@@ -37,7 +37,15 @@ from xdyna_train.trainee import Trainee, frozen_hash, train_only
 Sampler = Callable[[XDynaPipeline, int], None]  # is given the pipeline with the averaged weights, and the step
 
 # Numbers that may change when a run is resumed: they do not change what it learns.
-_FREE = {"workers", "checkpoint_every", "sample_every", "keep_checkpoints", "gradient_checkpointing", "note"}
+_FREE = {
+    "workers",
+    "checkpoint_every",
+    "sample_every",
+    "keep_checkpoints",
+    "gradient_checkpointing",
+    "cuda_graphs",
+    "note",
+}
 
 
 class TrainingStopped(RuntimeError):
@@ -168,19 +176,31 @@ class _Run:
         if steps.start and self.optimizer_state is not None:  # not that of the stage before
             optimizer.load_state_dict(self.optimizer_state)
         self.optimizer_state = None
-        model, optimizer = accelerator.prepare(self.trainee, optimizer)
-        model.train()
-        with closing(self._batches(index, stage, steps)) as batches:
+        with closing(self._batches(index, stage, steps)) as batches, self._captured(batches) as rest:
+            model, optimizer = accelerator.prepare(self.trainee, optimizer)
+            model.train()
             for step in steps:
                 rate = learning_rate(config, done + step)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                facts = self._step(model, optimizer, learning, batches, done + step + 1)
+                facts = self._step(model, optimizer, learning, rest, done + step + 1)
                 self.averages.step()
                 self.record.line(step=done + step + 1, lr=rate, stage=stage.name, **facts)
                 self._keep(optimizer, done + step + 1, last=step + 1 == stage.steps)
-        accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+            accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         accelerator.free_memory()
+
+    @contextmanager
+    def _captured(self, batches: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
+        """The batches, and the trainee captured with the first of them where CUDA graphs are asked for."""
+        accelerator = self.accelerator
+        if not self.config.cuda_graphs or accelerator.device.type != "cuda" or accelerator.num_processes > 1:
+            yield batches
+            return
+        first = next(batches)
+        self.trainee.train()
+        with captured(self.trainee, self._prepare(first.to(accelerator.device))[0], accelerator):
+            yield chain([first], batches)
 
     def _batches(self, index: int, stage: Stage, steps: range) -> Generator[Batch]:
         config, accelerator = self.config, self.accelerator
@@ -227,15 +247,19 @@ class _Run:
             facts |= {"skipped": gather_object([reason for batch in held for reason in batch.skipped])}
         return facts
 
-    def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def _prepare(self, batch: Batch) -> tuple[tuple[Tensor, ...], Tensor]:
+        """What the trainee is given, in its order, and what it is to predict."""
         scheduler = self.pipeline.scheduler
         encoded = self.encoders(batch)
         noisy = add_noise(scheduler, encoded.frames, encoded.noise, batch.timesteps)
         goal = target(scheduler, encoded.frames, encoded.noise, batch.timesteps)
         clip = torch.cat([encoded.reference, noisy], dim=2)
-        prediction = model(clip, batch.timesteps, encoded.text, encoded.image_features, batch.pose, batch.face)
-        weights = timestep_weights(scheduler, batch.timesteps, self.config.snr_gamma)
-        return denoising_loss(prediction, goal, weights, batch.importance, self.config.temporal_weight)
+        return (clip, batch.timesteps, encoded.text, encoded.image_features, batch.pose, batch.face), goal
+
+    def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        given, goal = self._prepare(batch)
+        weights = timestep_weights(self.pipeline.scheduler, batch.timesteps, self.config.snr_gamma)
+        return denoising_loss(model(*given), goal, weights, batch.importance, self.config.temporal_weight)
 
     def _stop(self, what: str, held: list[Batch], step: int) -> None:
         """Saves what this process was given for the step. All processes come here together."""
