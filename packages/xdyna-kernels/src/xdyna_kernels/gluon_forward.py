@@ -1,7 +1,9 @@
 """Attention over both branches by the Gluon kernel: as `triton_forward.attend`, for Hopper and D = 40, 80 and 160.
 
-Never run on a GPU. It is compiled for sm_90 and held to its machine code, and run on CPU tensors through a stand-in for
-Gluon's operations; races of memory and wrong layouts can only show on a GPU.
+Compiled for sm_90 and held to its machine code, and run on CPU tensors through a stand-in for Gluon's operations. On an
+H100 it has passed parity with float64 in bfloat16 at the model's sizes, alone and under the Triton backward.
+compute-sanitizer's racecheck reports hazards there: none in the tiles of queries, keys or values, all in what Triton's
+`warp_specialize` writes to hand work to its warps. Whether they are real has not been established.
 """
 
 import math

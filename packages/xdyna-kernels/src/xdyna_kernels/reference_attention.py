@@ -72,14 +72,14 @@ def reference_attention(
         backend: "eager" (the mathematics line by line), "sdpa" (frames folded into the query axis), "triton" (two
             kernels; float16, bfloat16 or float32, D a multiple of 8 up to 256, an Ampere, Hopper or Blackwell data
             centre GPU; tensors whose strides are no multiples of 8 are copied first), "gluon" (the same, with its
-            attention scheduled by hand for Hopper; float16 or bfloat16, D of 40, 80 or 160; never run on a GPU so far,
-            hence never chosen by itself), or None: "triton" where it can run and has been proven on the chip
-            (`tiles.PROVEN`, empty so far), else "sdpa".
+            attention scheduled by hand for Hopper; float16 or bfloat16, D of 40, 80 or 160; the fastest at D = 40, but
+            never chosen by itself: compute-sanitizer's racecheck has not passed it), or None: "triton" where it can run
+            and was at least as fast when timed (`tiles.PROVEN`: an H100, bfloat16, D from 80 on), else "sdpa".
         backward: of "triton" and "gluon", the others have their own. "triton" (three kernels; deterministic; no work
             for what needs no derivative; keeps 2*H*D channels per token beside the inputs; float32 without tf32),
             "recompute" (keeps only the inputs, and computes "sdpa" once more), or None: "triton" where it has been
-            proven on the chip and PyTorch would not use tf32, else "recompute". Second derivatives are those of
-            "sdpa" either way.
+            proven on the chip and in the dtype and PyTorch would not use tf32, else "recompute". Second derivatives are
+            those of "sdpa" either way.
 
     Returns:
         [B, F, N, C] in the inputs' dtype.
@@ -108,8 +108,8 @@ def _choose(backend: str | None, q: Tensor) -> str:
     """ "triton" if it can run on tensors like `q`; else "sdpa", or ValueError if "triton" was asked for."""
     interpreted = backend == "triton" and q.device.type == "cpu" and _TRITON_INTERPRETED
     reason = _why_not_triton(q, interpreted)
-    if reason is None and backend is None and not _proven(q):
-        reason = "has not been proven on this chip; it can be asked for by name"
+    if reason is None and backend is None and not (_proven(q) and q.shape[-1] >= tiles.PROVEN[_chip_and_dtype(q)]):
+        reason = "has not been proven faster on this GPU, in this dtype and head dimension; it can be asked for by name"
     if reason is None:
         return "triton"
     if backend == "triton":
@@ -124,8 +124,12 @@ _said: set[str] = set()
 
 
 def _proven(q: Tensor) -> bool:
-    """Whether the kernels have been proven on the chip that `q` lies on; never in the interpreter."""
-    return q.is_cuda and tiles.CHIPS[torch.cuda.get_device_capability(q.device)] in tiles.PROVEN
+    """Whether the kernels have passed parity on the chip that `q` lies on, in its dtype; never in the interpreter."""
+    return q.is_cuda and _chip_and_dtype(q) in tiles.PROVEN
+
+
+def _chip_and_dtype(q: Tensor) -> tuple[str, torch.dtype]:
+    return tiles.CHIPS[torch.cuda.get_device_capability(q.device)], q.dtype
 
 
 def _why_not_triton(q: Tensor, interpreted: bool) -> str | None:

@@ -220,8 +220,9 @@ TIMED: dict[tuple[str, str, str, int], str] = {
 MAX_HEAD_DIM = 256
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CHIPS = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100"}
-# Chips on which bench/gpu_run.sh has passed. On the others "triton" runs only where it is asked for by name.
-PROVEN: frozenset[str] = frozenset()
+# Where forward and gradients have passed parity on a GPU, by chip and dtype, and the head dimension from which "triton"
+# was at least as fast as "sdpa" there (bench/baselines): from it on, it is the default.
+PROVEN: dict[tuple[str, torch.dtype], int] = {("sm_90", torch.bfloat16): 80}
 
 
 def arithmetic(dtype: torch.dtype) -> str:
