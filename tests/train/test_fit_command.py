@@ -80,9 +80,10 @@ def test_a_run_leaves_a_model_that_can_be_trained_further(people: Path, tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--preset", "huge"], "choose from paper, nano, nano-more, smoke"),
+        (["--preset", "huge"], "choose from paper, nano, nano-more, nano-finish, smoke"),
         (["--steps", "0"], "--steps 0"),
         (["--seed", "-1"], "--seed -1"),
+        (["--workers", "-1"], "--workers -1"),
         (["--resume", "yes"], "the only way is auto"),
         (["--preset", "paper"], "as --data"),
         (["--data", "nowhere"], "is no data set"),

@@ -116,7 +116,7 @@ def prepare(
 
 @app.command()
 def fit(
-    preset: Annotated[str, typer.Option(help="nano, smoke or paper: the stages and numbers of the run.")],
+    preset: Annotated[str, typer.Option(help="nano, nano-more, nano-finish, smoke or paper: what the run is.")],
     out: Annotated[Path, typer.Option(help="Folder of the run: metrics.jsonl, checkpoints, samples, model.")],
     data: Annotated[
         list[Path] | None,
@@ -137,6 +137,10 @@ def fit(
     reenactor: Annotated[
         Path | None, typer.Option(help="ONNX model that reenacts faces. Default: faces are warped by their landmarks.")
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes beside each that trains, which make clips. Default: the preset's, for few cores."),
+    ] = None,
 ) -> None:
     """Train, stage by stage. Also under torchrun: `torchrun --nproc_per_node 2 -m xdyna_train fit ...`."""
     from xdyna_model.cli import quiet
@@ -147,7 +151,7 @@ def fit(
     from xdyna_train.train import TrainingStopped
 
     files = StartFiles(init, sd15, motion, image_encoder, ip_adapter)
-    job = FitJob(preset, out, tuple(data or ()), steps, seed, resume, files, reenactor)
+    job = FitJob(preset, out, tuple(data or ()), steps, seed, resume, files, reenactor, workers)
     try:
         run(job, typer.echo)
     except TrainingStopped as error:

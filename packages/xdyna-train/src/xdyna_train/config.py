@@ -147,6 +147,19 @@ PRESETS = {
         shared_noise=True,
         note="32 held-back puppets: joints .93, retrieval .96, IoU .083 above copy, eyes .76, mouth .18, flicker .016",
     ),
+    "nano-finish": replace(  # goes on from a model of "nano-more"
+        _NANO,
+        stages=(
+            Stage("pairs", EVERYTHING, frames=1, batch=14, human_share=0.9, steps=1000),
+            Stage("short", EVERYTHING, frames=8, batch=4, human_share=0.6, steps=750),
+        ),
+        learning_rate=8e-4,
+        warmup=30,
+        temporal_weight=1.0,
+        person_weight=2.0,
+        face_weight=8.0,
+        shared_noise=True,
+    ),
     "smoke": Config(
         stages=(
             Stage("fusion", ("adapter", "motion", "controlnet"), frames=4, batch=2, human_share=0.5, steps=6),

@@ -44,6 +44,7 @@ class FitJob:
     resume: str | None = None
     files: StartFiles = field(default_factory=StartFiles)
     reenactor: Path | None = None
+    workers: int | None = None
 
 
 def run(job: FitJob, say: Say) -> None:
@@ -83,7 +84,11 @@ def check_job(job: FitJob) -> Config:
         raise InputError(f"--steps {job.steps}: give a number of at least 1")
     if job.seed < 0:
         raise InputError(f"--seed {job.seed}: give a number of at least 0")
+    if job.workers is not None and job.workers < 0:
+        raise InputError(f"--workers {job.workers}: give a number of at least 0")
     config = PRESETS[job.preset]
+    if job.workers is not None:
+        config = replace(config, workers=job.workers)
     if not job.data and config.model == "sd15":
         raise InputError(f"--preset {job.preset}: trains on videos; give the folder of `xdyna-train prepare` as --data")
     try:
