@@ -213,3 +213,11 @@ def test_the_command_refuses_a_model_that_is_not_there(tmp_path: Path, capsys: p
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_refuses_a_place_below_a_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "--out", str(tmp_path / "file" / "out")])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1

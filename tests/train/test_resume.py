@@ -180,6 +180,16 @@ def test_other_numbers_or_another_seed_are_refused(
         fit(new_pipeline(), waves, config, half, seed=1, resume=True)
 
 
+def test_a_run_begun_from_another_model_is_refused(
+    half: Path, waves: Any, config: Config, new_pipeline: Callable
+) -> None:
+    """What is not trained is not in the checkpoint: --init, or another Stable Diffusion, was forgotten."""
+    pipeline = new_pipeline()
+    next(pipeline.vae.parameters()).data.add_(1e-3)
+    with pytest.raises(InputError, match="was begun from another model"):
+        fit(pipeline, waves, config, half, resume=True)
+
+
 def test_a_folder_with_a_run_is_refused_where_it_is_not_to_be_resumed(
     half: Path, waves: Any, config: Config, new_pipeline: Callable
 ) -> None:

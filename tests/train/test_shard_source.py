@@ -206,6 +206,15 @@ def test_of_a_clip_the_sharp_face_is_taken(tmp_path: Path) -> None:
     assert sharpness(clip.frames[4], box) > sharpness(cv2.GaussianBlur(clip.frames[4], (0, 0), 2), box)
 
 
+def test_a_face_beyond_a_corner_is_no_look(tmp_path: Path) -> None:
+    """Its box is empty along both axes."""
+    clip = puppet_clip("ben", 2, 4)
+    away = [person and replace(person, face=person.face + np.float32([1000, 1000, 0])) for person in clip.persons]
+    write_shards([replace(clip, persons=tuple(away))], tmp_path)
+    (ben,) = ShardSource(tmp_path, HEIGHT, WIDTH)._stored["human"]
+    assert best_look(ben) is None
+
+
 def test_a_damaged_clip_is_named(folder: Path, tmp_path: Path) -> None:
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())

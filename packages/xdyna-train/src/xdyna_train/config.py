@@ -43,7 +43,8 @@ class Config:
         person, of the face, counts beside 1.
     shared_noise: whether the frames of a clip share one noise, which keeps what stands still from flickering.
     drop_condition: share of clips that lose text and image tokens, for classifier-free guidance.
-    cuda_graphs: whether one process on a GPU replays its steps from CUDA graphs; for small models. Elsewhere ignored.
+    cuda_graphs: whether a GPU replays its steps from CUDA graphs; for small models. Ignored on a CPU, by several
+        processes, and where gradients are accumulated or checkpointed.
     model: where training starts from; see `starts.py`.
     note: what the preset reached, and when.
     """

@@ -17,8 +17,8 @@ from xdyna_train.metrics.silhouette import figure_colours
 from xdyna_train.puppets import KINDS, Identity, Motion, Pose, PuppetFrame, Scene, render_clip, render_frame
 
 FRAMES = 16
-# First words of every seed. Training seeds its draws with (seed, step, ...): it would need a step of more than two
-# billion to come by these.
+# First words of every seed. Training seeds its draws with (seed, stage, step, clip): it would need a seed of
+# this size to come by these.
 ENTROPY = 0xE7A1_0A7E_D0C5_51DE_9B1F_24C6_83AD_7752
 CASES, READ_OUT = 0, 1  # the word after: which of two worlds that share nobody
 # The kinds that have a figure of their own come four times in five; the others take turns in between.

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from xdyna_model.devices import choose_device
+from xdyna_model.errors import InputError
 from xdyna_model.job import NANO
 from xdyna_model.outputs import staged_folder
 from xdyna_model.video import encode_video
@@ -128,10 +129,15 @@ def _verdict(passed: bool | None) -> str:
 
 def _check_free(out: Path) -> None:
     """Before the minutes of work: what `staged_folder` would refuse after them."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+    empty = out.is_dir()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be made ({(error.strerror or str(error)).lower()})") from error
     with staged_folder(out):
         pass
-    out.rmdir()
+    if not empty:  # it was the user's
+        out.rmdir()
 
 
 def _load(model: str | None, device: torch.device) -> Any:

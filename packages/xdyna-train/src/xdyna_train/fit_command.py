@@ -59,6 +59,9 @@ def run(job: FitJob, say: Say) -> None:
         torch.set_num_threads(1)  # as torchrun asks of OpenMP: the processes share the cores
     source, config, notes = _source(job, config)
     pipeline = starting_pipeline(config.model, job.files, job.seed)
+    pipeline.register_to_config(shared_noise=config.shared_noise)  # before anything is measured
+    if torch.cuda.is_available():
+        pipeline.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))))
     first = int(os.environ.get("RANK", 0)) == 0
     say = say if first else lambda _line: None
     for note in notes:

@@ -1,7 +1,8 @@
 """Harmonic data fusion: batches in which clips of people and of scenes are mixed (X-Dyna, Section 3.4).
 
 All that is random in a clip of a batch is a function of (seed, stage, step, index): not of the process that draws it,
-of how many there are, or of what was drawn before. So a resumed run, and a run on other machines, sees the same.
+of how many there are, or of what was drawn before. So a resumed run, and a run on other machines, sees the same. (The
+noise is drawn from the clip's seed by the device that trains, and a GPU's is not a CPU's.)
 """
 
 from collections.abc import Callable, Iterator
@@ -59,7 +60,7 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same on another device."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        values |= {k: v.to(device, non_blocking=True) for k, v in values.items() if isinstance(v, Tensor)}
+        values |= {k: v.to(device) for k, v in values.items() if isinstance(v, Tensor)}
         return Batch(**values)
 
 

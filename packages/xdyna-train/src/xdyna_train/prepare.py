@@ -5,16 +5,20 @@
     OUT/report.json                       how much was kept, and what it took
     OUT/options.json                      what was asked for; another run into OUT must ask for the same
     OUT/parts/                            what is finished of each video (`prepare_video`)
+    OUT/.lock                             held by the run that is at work
 
 A run that was cut off, at whatever moment, is taken up by the next: finished videos are not done again, and the set
-becomes what it would have been. Videos that come in later are added in further shards.
+becomes what it would have been. Videos that come in later are added in further shards; what could not be read is tried
+again, since a disk that was away may be back.
 """
 
+import fcntl
 import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from xdyna_model.errors import InputError
@@ -70,24 +74,25 @@ def prepare(
     make_finder, make_quality: called once in each of them. on_video: called with the numbers of videos done and
     of all.
 
-    Raises InputError: no videos, `out` made with other options or no room there, a model that is missing.
+    Raises InputError: no videos, `out` made of others or with other options, another run at work or no room there, a
+    model that is missing.
     """
-    options, out = options or PrepareOptions(), Path(out)
+    options, out = _with_absolute_paths(options or PrepareOptions()), Path(out)
     jobs = [VideoJob(video, path, out / PARTS / _part(video)) for video, path in find_videos(source).items()]
-    _claim(out, options, clips_per_shard)
-    missing = [job for job in jobs if read_result(job.part) is None]
-    done = len(jobs) - len(missing)
-    for _ in _run(missing, options, workers, make_finder, make_quality):
-        done += 1
-        if on_video is not None:
-            on_video(done, len(jobs))
-    records = _merge(out, jobs, clips_per_shard)
-    results = [result for job in jobs if (result := read_result(job.part)) is not None]
-    _write_lines(out / DROPPED, (asdict(dropped) for result in results for dropped in result.dropped))
-    report = PrepareReport.of(results, records)
-    with staged(out / REPORT) as [draft]:
-        draft.write_text(json.dumps(asdict(report), indent=1) + "\n")
-    return report
+    with _claimed(out, source, options, clips_per_shard):
+        missing = [job for job in jobs if not _is_done(job)]
+        done = len(jobs) - len(missing)
+        for _ in _run(missing, options, workers, make_finder, make_quality):
+            done += 1
+            if on_video is not None:
+                on_video(done, len(jobs))
+        records = _merge(out, jobs, clips_per_shard)
+        results = [result for job in jobs if (result := read_result(job.part)) is not None]
+        _write_lines(out / DROPPED, (asdict(dropped) for result in results for dropped in result.dropped))
+        report = PrepareReport.of(results, records)
+        with staged(out / REPORT) as [draft]:
+            draft.write_text(json.dumps(asdict(report), indent=1) + "\n")
+        return report
 
 
 def find_videos(source: str | Path) -> dict[str, Path]:
@@ -121,22 +126,44 @@ def _part(video: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9_-]+', '-', video)[:48]}-{digest}"
 
 
-def _claim(out: Path, options: PrepareOptions, clips_per_shard: int) -> None:
-    """Make the folder, or check that it was made with the same options."""
-    asked = {**json.loads(json.dumps(asdict(options), default=str)), "clips_per_shard": clips_per_shard}
+def _is_done(job: VideoJob) -> bool:
+    """Whether a video need not be looked at again; what failed as a whole may have failed for a reason that is gone."""
+    result = read_result(job.part)
+    return result is not None and not any(piece.reason in ("unreadable", "failed") for piece in result.dropped)
+
+
+def _with_absolute_paths(options: PrepareOptions) -> PrepareOptions:
+    """The same for workers that have another working directory."""
+    dwpose, quality = (path and path.absolute() for path in (options.dwpose, options.quality_model))
+    return replace(options, dwpose=dwpose, quality_model=quality)
+
+
+@contextmanager
+def _claimed(out: Path, source: str | Path, options: PrepareOptions, clips_per_shard: int) -> Iterator[None]:
+    """The folder for this run alone: a new one, or one made of the same source with the same options."""
+    asked = {"source": str(Path(source).absolute()), **json.loads(json.dumps(asdict(options), default=str))}
+    asked["clips_per_shard"] = clips_per_shard
     path = out / OPTIONS
     try:
         (out / PARTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: cannot be made a folder ({(error.strerror or str(error)).lower()})") from error
-    if not path.exists():
-        if (out / MANIFEST).exists():
-            raise InputError(f"{out}: holds another data set; give another folder")
-        with staged(path) as [draft]:
-            draft.write_text(json.dumps(asked, indent=1) + "\n")
-    before = json.loads(path.read_text())
-    if other := [f"{name} {before.get(name)}" for name in asked if before.get(name) != asked[name]]:
-        raise InputError(f"{out}: was begun with other options ({', '.join(other)}); give the same, or another folder")
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"{out}: another run is at work there; wait for it, or give another folder") from error
+        if not path.exists():
+            if (out / MANIFEST).exists() or any(out.glob("*shard-*.tar")):
+                raise InputError(f"{out}: holds another data set; give another folder")
+            with staged(path) as [draft]:
+                draft.write_text(json.dumps(asked, indent=1) + "\n")
+        before = json.loads(path.read_text())
+        if other := [f"{name} {before.get(name)}" for name in asked if before.get(name) != asked[name]]:
+            raise InputError(
+                f"{out}: was begun with other options ({', '.join(other)}); give the same, or another folder"
+            )
+        yield
 
 
 def _run(

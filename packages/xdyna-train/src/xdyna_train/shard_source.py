@@ -48,7 +48,7 @@ class ShardSource:
 
     The frames are a random stretch of a clip, the reference is a random frame of the same clip; both are cropped and
     scaled as the pipeline crops a reference. The face frames show the person of another video, moved by the reenactor;
-    the clip's own face only where the set has no second face that can be used.
+    the clip's own face only where the set shows nobody else.
     """
 
     def __init__(
@@ -68,6 +68,8 @@ class ShardSource:
         self._size, self._fps, self._reenactor = (height, width), fps, reenactor or LandmarkWarp()
         stored = [StoredClip(reader, record) for reader in readers for record in reader.records]
         self._stored = {kind: [s for s in stored if s.record.kind == kind] for kind in ("human", "scene")}
+        numbers: dict[tuple[Path, str], int] = {}
+        self._identities = np.array([numbers.setdefault(s.identity, len(numbers)) for s in self._stored["human"]], int)
         self._lengths = {kind: np.array([s.record.num_frames for s in clips]) for kind, clips in self._stored.items()}
 
     def __str__(self) -> str:
@@ -82,7 +84,8 @@ class ShardSource:
         fitting = self._long_enough(kind, num_frames)
         if not len(fitting):
             raise InputError(f"no clip of kind {kind!r} has {num_frames} frames; prepare longer ones")
-        chosen = self._stored[kind][fitting[rng.integers(len(fitting))]]
+        index = int(fitting[rng.integers(len(fitting))])
+        chosen = self._stored[kind][index]
         length, fps = chosen.record.num_frames, chosen.record.fps
         most = (length - 1) // (num_frames - 1) if num_frames > 1 else 1
         stride = min(max(round(fps / self._fps), 1), most)
@@ -97,7 +100,7 @@ class ShardSource:
             _, rows, columns = clip.masks.shape
             persons = tuple(moved(person, rows, columns, *self._size) for person in clip.persons)
             masks = np.stack([_fitted_mask(mask, *self._size) for mask in clip.masks])
-            face_frames = self._face_frames(chosen, frames, persons, rng)
+            face_frames = self._face_frames(index, frames, persons, rng)
         name = chosen.record.name
         return Example(
             name, kind, self._fitted(reference.frames)[0], frames, persons, masks, face_frames, face_persons=persons
@@ -111,13 +114,13 @@ class ShardSource:
         return np.stack([fit(frame, *self._size) for frame in frames])
 
     def _face_frames(
-        self, chosen: StoredClip, frames: np.ndarray, persons: Sequence[Person | None], rng: np.random.Generator
+        self, chosen: int, frames: np.ndarray, persons: Sequence[Person | None], rng: np.random.Generator
     ) -> np.ndarray:
-        """Somebody else's face over each frame, [F, H, W, 3] uint8."""
-        people = self._stored["human"]
-        others = [index for index, clip in enumerate(people) if clip.identity != chosen.identity]
+        """Somebody else's face over each frame, [F, H, W, 3] uint8; black where none of those tried can be used."""
         if not any(map(has_face, persons)):
             return np.zeros_like(frames)
+        people = self._stored["human"]
+        others = np.flatnonzero(self._identities != self._identities[chosen])
         for index in rng.permutation(others)[:_IDENTITIES]:
             look = best_look(people[int(index)])
             if look is None:
@@ -126,7 +129,7 @@ class ShardSource:
             made = [np.zeros_like(f) if p is None else self._reenactor(*look, f, p) for f, p in pairs]
             if any(picture.any() for picture in made):
                 return np.stack(made)
-        return frames
+        return np.zeros_like(frames) if len(others) else frames
 
 
 def best_look(clip: StoredClip) -> tuple[np.ndarray, Person] | None:
@@ -135,7 +138,8 @@ def best_look(clip: StoredClip) -> tuple[np.ndarray, Person] | None:
     None where no face is seen. Raises InputError where the clip is damaged or gone.
     """
     boxes = clip.face_boxes()
-    areas = np.array([0 if box is None else (box[2] - box[0]) * (box[3] - box[1]) for box in boxes])
+    # A box may be empty along both axes: of a face beyond a corner.
+    areas = np.array([0 if box is None else max(0, box[2] - box[0]) * max(0, box[3] - box[1]) for box in boxes])
     looks: list[tuple[float, np.ndarray, Person]] = []
     for third in np.array_split(np.arange(len(areas)), _LOOKS):
         if not len(third) or areas[third].max() <= 0:

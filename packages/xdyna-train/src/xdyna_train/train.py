@@ -153,6 +153,8 @@ class _Run:
         ends = list(accumulate(stage.steps for stage in self.config.stages))
         self._begin(self.config.stages[bisect_left(ends, step)])
         self.trainee.load_state_dict(state["weights"])
+        if state["frozen"] != frozen_hash(self.nets):
+            raise InputError(f"{self.out}: was begun from another model; give the same one to start from")
         self.averages.load_state_dict(state["ema"])
         self.optimizer_state = state["optimizer"]
         if self.accelerator.scaler is not None:
@@ -193,8 +195,10 @@ class _Run:
     @contextmanager
     def _captured(self, batches: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
         """The batches, and the trainee captured with the first of them where CUDA graphs are asked for."""
-        accelerator = self.accelerator
-        if not self.config.cuda_graphs or accelerator.device.type != "cuda" or accelerator.num_processes > 1:
+        config, accelerator = self.config, self.accelerator
+        # A graph writes its gradients to the same place each time: two parts of a step would overwrite each other.
+        plain = config.accumulate > 1 or config.gradient_checkpointing or accelerator.num_processes > 1
+        if not config.cuda_graphs or plain or accelerator.device.type != "cuda":
             yield batches
             return
         first = next(batches)
@@ -212,7 +216,6 @@ class _Run:
             batch_sampler=shares,
             collate_fn=collate,
             num_workers=config.workers,
-            pin_memory=accelerator.device.type == "cuda",
         )
         try:
             yield from loader
@@ -279,6 +282,7 @@ class _Run:
                 "optimizer": optimizer.state_dict(),
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {},
                 "config": self.numbers,
+                "frozen": self.frozen,
             }
             failure = None
             if self.accelerator.is_main_process:
