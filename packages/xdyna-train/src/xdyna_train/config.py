@@ -160,6 +160,8 @@ PRESETS = {
         person_weight=2.0,
         face_weight=8.0,
         shared_noise=True,
+        note="32 held-back puppets: joints .94, retrieval .99, IoU .116 above copy, eyes .86, mouth .51, flicker .017; "
+        "after 950 steps more of the same: .94, .99, .129, .87, .72, .017",
     ),
     "smoke": Config(
         stages=(
