@@ -37,7 +37,7 @@ SAMPLE += [
 ]
 SAMPLE += [delta_case("sm_90", "half", 256)]
 SPILLING = backward_case("sm_90", "half", "keys", 160, even=False, tile=tiles.Attention(64, 128, 8, 2))
-PADDED = attention_case("sm_90", "half", 160, even=True)
+PADDED = attention_case("sm_90", "half", 160, even=True, tile=tiles.Attention(128, 64, 8, 3))
 PADDED = replace(PADDED, constants=PADDED.constants | {"D0": 256, "D1": 0})
 IDLE = attention_case("sm_90", "ieee", 80, even=False)  # no tensor cores
 
