@@ -3,6 +3,9 @@
 Hazards that it reports here, too, are of how Triton hands out work to warps, or of how the checker sees that.
 """
 
+# A type checker does not see what Gluon's decorator makes of a function.
+# pyright: reportIndexIssue=false, reportCallIssue=false
+
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
