@@ -74,7 +74,7 @@ def reference_attention(
             centre GPU; tensors whose strides are no multiples of 8 are copied first), "gluon" (the same, with its
             attention scheduled by hand for Hopper; float16 or bfloat16, D of 40, 80 or 160; the fastest at D = 40, but
             never chosen by itself: compute-sanitizer's racecheck has not passed it), or None: "triton" where it can run
-            and was at least as fast when timed (`tiles.PROVEN`: an H100, bfloat16, D from 80 on), else "sdpa".
+            and was faster forward when timed (`tiles.PROVEN`: an H100, bfloat16, D from 80 on), else "sdpa".
         backward: of "triton" and "gluon", the others have their own. "triton" (three kernels; deterministic; no work
             for what needs no derivative; keeps 2*H*D channels per token beside the inputs; float32 without tf32),
             "recompute" (keeps only the inputs, and computes "sdpa" once more), or None: "triton" where it has been

@@ -151,8 +151,10 @@ def _claimed(out: Path, source: str | Path, options: PrepareOptions, clips_per_s
     with (out / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise InputError(f"{out}: another run is at work there; wait for it, or give another folder") from error
+        except OSError as error:
+            raise InputError(f"{out}: cannot be locked for this run ({(error.strerror or '').lower()})") from error
         if not path.exists():
             if (out / MANIFEST).exists() or any(out.glob("*shard-*.tar")):
                 raise InputError(f"{out}: holds another data set; give another folder")
