@@ -66,8 +66,9 @@ def attention_case(chip: str, arithmetic: str, D: int, even: bool, tile: tiles.A
     return Case(chip, arithmetic, "attend", f"D={D} {'even' if even else 'tails'}", constants, tile)
 
 
-def projection_case(chip: str, arithmetic: str, C: int, even: bool) -> Case:
-    tile = tiles.projection_tile(chip, arithmetic, C)
+def projection_case(chip: str, arithmetic: str, C: int, even: bool, tile: tiles.Projection | None = None) -> Case:
+    """`project_kernel` at the table's tile, or at another; `even` as the kernel's EVEN."""
+    tile = tile or tiles.projection_tile(chip, arithmetic, C)
     constants = project_constants(tile, arithmetic, C, even)
     return Case(chip, arithmetic, "project", f"C={C} {'even' if even else 'tails'}", constants, tile)
 
@@ -110,12 +111,14 @@ def compile_cases(cases: Iterable[Case]) -> list[Figures]:
 
 
 def compile_case(case: Case) -> Figures:
-    """Figures of one case, compiled in this process."""
+    """Figures of one case, compiled in this process. A launch of the same then finds it in Triton's cache on disk."""
     kernel = KERNELS[case.kernel]
     signature, attributes = {}, {}
     for position, name in enumerate(kernel.arg_names):
         if name in case.constants:
             signature[name] = "constexpr"
+            if isinstance(case.constants[name], str):
+                attributes[(position,)] = []  # says nothing, but a launch has it, and it counts in the cache's key
         elif name in kernel.do_not_specialize:
             signature[name] = "i32"
         elif name == "scale":

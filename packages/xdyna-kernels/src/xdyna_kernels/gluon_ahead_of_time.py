@@ -21,9 +21,11 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from .ahead_of_time import SHARED_LIMIT, disassemble
 from .gluon_forward import LAYOUT, attend_constants, block
 from .gluon_kernel import attend_kernel
-from .gluon_tiles import TILES
+from .gluon_tiles import TILES, Tile
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+# The order of the loop that runs fast: the values' product is waited for only after the softmax.
+PIPELINED = "QK barrier PV wait(2) exp barrier wait(0)"
 INSTRUCTION_SLACK = 8  # that the loop may grow above its recorded length
 
 
@@ -37,9 +39,10 @@ class Figures:
     order: str  # of the loop's matrix instructions (Q K^T, P V), exponentials and waits; repeats once
 
 
-def compile_forward(D: int, dtype: torch.dtype = torch.bfloat16) -> list[Figures]:
-    """Figures of the kernel for heads of `D` channels, one for the loop of each warpgroup. About two seconds."""
-    constants = attend_constants(D)
+def compile_forward(D: int, dtype: torch.dtype = torch.bfloat16, tile: Tile | None = None) -> list[Figures]:
+    """Figures of the kernel for heads of `D` channels, at the table's tile or at another: one for the loop of each
+    warpgroup. About two seconds. A launch of the same then finds it in Triton's cache on disk."""
+    constants = attend_constants(D, tile)
     signature, attributes = {}, {}
     for position, name in enumerate(attend_kernel.arg_names):
         if name in constants:

@@ -15,16 +15,16 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .gluon_kernel import attend_kernel
-from .gluon_tiles import REGISTERS, TILES
+from .gluon_tiles import REGISTERS, TILES, Tile
 from .triton_forward import LOG2_E, readable
 
 LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=5)  # of a block in shared memory
 
 
-def attend_constants(D: int) -> dict[str, int]:
-    """The compile-time arguments of `attend_kernel`."""
+def attend_constants(D: int, tile: Tile | None = None) -> dict[str, int]:
+    """The compile-time arguments of `attend_kernel`, at the table's tile or at another."""
     D0 = 1 << (D.bit_length() - 1)
-    warpgroups, queries, keys, stages = TILES[D]
+    warpgroups, queries, keys, stages = tile or TILES[D]
     registers, producer = REGISTERS[warpgroups]
     sizes = {"D": D, "D0": D0, "D1": max(16, D - D0), "WARPGROUPS": warpgroups, "QUERIES": queries, "KEYS": keys}
     return sizes | {"STAGES": stages, "REGISTERS": registers, "PRODUCER_REGISTERS": producer}
