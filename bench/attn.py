@@ -142,16 +142,21 @@ def tuned(plan: Plan, dtype: str | None, save: Callable[[dict], object]) -> int:
     half, single = [("half", "fp16" if dtype == "fp16" else "bf16")], [("tf32", "fp32"), ("ieee", "fp32")]
     dtypes = half + single if dtype is None else single if dtype == "fp32" else half
     chip = tiles.CHIPS.get(torch.cuda.get_device_capability(plan.device))
-    path = Path(tiles.__file__)
+    folder = Path(tiles.__file__).parent
     if chip is None:
-        print(f"--tune: {path} has no row of this chip to start from; add one to every table", file=sys.stderr)
+        print(
+            f"--tune: {tiles.__file__} has no row of this chip to start from; add one to every table", file=sys.stderr
+        )
         return 1
     try:
-        tune.tune(plan, chip, dtypes, path, save)
+        tune.tune(plan, chip, dtypes, folder, save)
     except (tune.TuneError, OSError) as error:
         print(f"--tune: {error}", file=sys.stderr)
         return 1
-    print(f"\n{path} is written. Now record what it compiles to: bench/compile_report.py --update")
+    print(
+        f"\nthe tables in {folder} are written. Now record what they compile to: bench/compile_report.py --update and"
+    )
+    print("python -m xdyna_kernels.gluon_ahead_of_time tests/kernels/golden/gluon.json")
     return 0
 
 

@@ -93,13 +93,24 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=DTYPES, help="(bf16; fp32 on a CPU)")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--full", action="store_true", help="on a CPU, the larger levels that its baseline has")
-    parser.add_argument("--tune", action="store_true", help="choose tiles on this GPU and write them to tiles.py")
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="choose tiles on this GPU and write them to tiles.py and gluon_tiles.py; --only gluon or triton: those",
+    )
     parser.add_argument("--repeats", type=int, help="timed rounds (30; 11 on a CPU)")
     # On shared cores, threads wait for each other in some ways of computing more than in others: ratios then move by
     # a factor of two with the load.
     parser.add_argument("--threads", type=int, default=1, help="on a CPU; timed by the wall clock if more than one (1)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--budget", type=float, default=float("inf"), help="begin no table after so many seconds")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=float("inf"),
+        metavar="SECONDS",
+        help="begin no table after so many; with --tune no entry of one, and the first half is for compiling: an entry "
+        "that is not compiled by then is left as it is (the compiler's last kernels and the last entry still end)",
+    )
     parser.add_argument("--parity-only", action="store_true", help="time nothing")
     parser.add_argument("--no-compile-report", action="store_true", help="leave the compile report out on a CPU")
     parser.add_argument("--json", type=Path, help="write rows and facts here, after every table")

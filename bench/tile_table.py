@@ -1,7 +1,7 @@
-"""The entries of xdyna_kernels/tiles.py: read, tried out in this process, and written back as source.
+"""The entries of xdyna_kernels/tiles.py and gluon_tiles.py: read, tried out in this process, written back as source.
 
-The table is Python, so that it is read without a parser, reviewed as a diff and checked as types. Only the values of
-its assignments are rewritten; comments and everything else of the file stay as they are.
+The tables are Python, so that they are read without a parser, reviewed as a diff and checked as types. Only the values
+of their assignments are rewritten; comments and everything else of the files stay as they are.
 """
 
 import ast
@@ -14,22 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from shapes import Shape
-from xdyna_kernels import tiles
+from xdyna_kernels import gluon_tiles, tiles
 
-Tile = tiles.Attention | tiles.Projection
-# Names in tiles.py, and the direction of the bench that shows what their tiles do.
+Tile = tiles.Attention | tiles.Projection | gluon_tiles.Tile
+# Names in tiles.py, and the direction of the bench that shows what their tiles do. "GLUON" is TILES in gluon_tiles.py.
 TABLES = {
     "ATTENTION": "forward",
     "PROJECTION": "forward",
     "BACKWARD_QUERIES": "forward+backward",
     "BACKWARD_KEYS": "forward+backward",
+    "GLUON": "forward",
 }
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tile of the table. `limit` is the largest head dimension that it serves; of a projection, the most output
-    channels, and the last one serves all beyond."""
+    """One tile of a table. `limit` is the largest head dimension that it serves; of Gluon, the only one; of a
+    projection, the most output channels, and the last one serves all beyond."""
 
     table: str  # of TABLES
     chip: str
@@ -37,8 +38,13 @@ class Entry:
     limit: int
 
     def __str__(self) -> str:
-        size = "C" if self.table == "PROJECTION" else "D"
-        return f"{self.chip} {self.arithmetic} {self.table.lower().replace('_', ' ')} {size} <= {self.limit}"
+        size = {"PROJECTION": "C <=", "GLUON": "D ="}.get(self.table, "D <=")
+        return f"{self.chip} {self.arithmetic} {self.table.lower().replace('_', ' ')} {size} {self.limit}"
+
+    @property
+    def backend(self) -> str:
+        """Whose tile it is."""
+        return "gluon" if self.table == "GLUON" else "triton"
 
     @property
     def direction(self) -> str:
@@ -46,17 +52,19 @@ class Entry:
 
     def serves(self, shape: Shape) -> bool:
         """Whether a shape takes its tile from here."""
-        rows = self._rows()[self.chip, self.arithmetic]
+        rows = self._rows()
+        if self.table == "GLUON":
+            return self.limit == shape.D
         if self.table == "PROJECTION":
             return self.limit == min((limit for limit in rows if limit >= shape.C), default=max(rows))
         return self.limit == min((limit for limit in rows if limit >= shape.D), default=None)
 
     def get(self) -> Tile:
-        return self._rows()[self.chip, self.arithmetic][self.limit]
+        return self._rows()[self.limit]
 
     def put(self, tile: Tile) -> None:
         """Changes the table of this process, not the file."""
-        self._rows()[self.chip, self.arithmetic][self.limit] = tile
+        self._rows()[self.limit] = tile
 
     @contextmanager
     def trying(self, tile: Tile) -> Iterator[None]:
@@ -67,25 +75,40 @@ class Entry:
         finally:
             self.put(before)
 
-    def _rows(self) -> dict[tuple[str, str], Any]:
-        return getattr(tiles, self.table)
+    def _rows(self) -> dict[int, Any]:
+        return rows_of(self.table, self.chip, self.arithmetic)
+
+
+def rows_of(table: str, chip: str, arithmetic: str) -> dict[int, Any]:
+    """The tiles by their limits, themselves and no copy; none where the table lacks an arithmetic or a chip."""
+    if table == "GLUON":
+        return gluon_tiles.TILES if (chip, arithmetic) == ("sm_90", "half") else {}
+    return getattr(tiles, table).get((chip, arithmetic), {})
 
 
 def entries(chip: str, arithmetic: str) -> list[Entry]:
     """All entries of a chip and an arithmetic. A table may lack an arithmetic: its kernels then do without."""
-    found = []
-    for table in TABLES:
-        found += [Entry(table, chip, arithmetic, limit) for limit in getattr(tiles, table).get((chip, arithmetic), {})]
-    return found
+    return [Entry(table, chip, arithmetic, limit) for table in TABLES for limit in rows_of(table, chip, arithmetic)]
 
 
-def write(path: Path) -> None:
-    """Brings the file at `path` to the table of this process: whole, or on any error not at all.
+def sources() -> dict[str, dict[str, dict]]:
+    """By file name, what its assignments are to hold: the tables of this process."""
+    of_triton = {name: getattr(tiles, name) for name in (*TABLES, "TIMED") if name != "GLUON"}
+    return {"tiles.py": of_triton, "gluon_tiles.py": {"TILES": gluon_tiles.TILES}}
+
+
+def write(folder: Path) -> None:
+    """Brings the files in `folder` to the tables of this process: each whole, or on any error not at all.
 
     Raises:
-        OSError: it cannot be read or written.
+        OSError: one cannot be read or written.
     """
-    text = rewrite(path.read_text(), {name: getattr(tiles, name) for name in (*TABLES, "TIMED")})
+    texts = {folder / name: rewrite((folder / name).read_text(), tables) for name, tables in sources().items()}
+    for path, text in texts.items():
+        _replace(path, text)
+
+
+def _replace(path: Path, text: str) -> None:
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
     try:
         with open(handle, "w") as file:
