@@ -1,0 +1,71 @@
+"""What compute-sanitizer's racecheck says of the kernels, and which of it is of Triton's own making.
+
+`gl.warp_specialize` compiles to bytes in shared memory that tell each warp what to run next: written by the first
+warps, then a barrier of the whole program, then read by the others. racecheck reports a hazard between that write and
+that read in kernels that also have barriers in shared memory (see racecheck_control.py), and gives for the read the
+line of the kernel's `def`, where no statement of the kernel stands. tests/kernels holds the machine code to the
+barrier.
+
+python bench/racecheck.py LOG EXIT_CODE    prints the hazards as JSON; exit code 1 if one is of the kernel's own
+"""
+
+import json
+import re
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+SOURCES = (Path(__file__).parent, Path(__file__).parents[1] / "packages/xdyna-kernels/src/xdyna_kernels")
+_ACCESS = r"(Read|Write) access at (\w+)\+0x[0-9a-f]+ in ([\w.]+):(\d+)"
+LINES_KEPT = 200
+
+
+@dataclass(frozen=True)
+class Hazard:
+    kernel: str
+    accesses: list[str]  # "Read gluon_kernel.py:173", the two or more between which it was reported
+    of_dispatch: bool  # whether Triton's way to hand out work to warps is what reads
+
+
+def hazards(log: str) -> list[Hazard]:
+    """Those of a log, one for each access that others race with."""
+    found: list[list[tuple[str, ...]]] = []
+    for line in log.splitlines():
+        if access := re.search(_ACCESS, line):
+            if "Race reported between" in line:
+                found.append([])
+            if found:
+                found[-1].append(access.groups())
+    return [
+        Hazard(
+            kernel=accesses[0][1],
+            accesses=[f"{kind} {file}:{number}" for kind, _, file, number in accesses],
+            of_dispatch=any(kind == "Read" and _is_head(*where) for kind, *where in accesses),
+        )
+        for accesses in found
+    ]
+
+
+def _is_head(kernel: str, file: str, line: str) -> bool:
+    """Whether that line of that file is the `def` of the kernel."""
+    for folder in SOURCES:
+        if (folder / file).exists():
+            lines = (folder / file).read_text().splitlines()
+            return int(line) <= len(lines) and lines[int(line) - 1].startswith(f"def {kernel}(")
+    return False
+
+
+def main(path: Path, exit_code: int | None) -> int:
+    """exit_code: of compute-sanitizer, None where it was not there."""
+    log = path.read_text(errors="replace")
+    found = hazards(log)
+    # It ends with an error when it reports a hazard, and when what it ran failed or was cut off: then there is none.
+    passed = exit_code in (0, None) or (bool(found) and "RACECHECK SUMMARY" in log)
+    passed = passed and all(hazard.of_dispatch for hazard in found)
+    record = {"exit_code": exit_code, "passed": passed, "hazards": [asdict(hazard) for hazard in found]}
+    json.dump(record | {"log": log.splitlines()[-LINES_KEPT:]}, sys.stdout, indent=1)
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), json.loads(sys.argv[2])))

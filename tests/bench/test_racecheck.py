@@ -1,0 +1,74 @@
+"""Which hazards of racecheck are held against the kernels."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+gluon_kernel = pytest.importorskip("xdyna_kernels.gluon_kernel", reason="Gluon comes with triton")
+
+ROOT = Path(__file__).parents[2]
+HEAD = "Race reported between Read access at attend_kernel+0x100 in gluon_kernel.py:{}"
+LOG = """========= COMPUTE-SANITIZER
+========= Error: {}
+=========     and Write access at attend_kernel+0x8ac0 in gluon_kernel.py:173 [5 hazards]
+=========     and Write access at attend_kernel+0xeab0 in gluon_kernel.py:232 [7 hazards]
+=========
+========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)
+"""
+
+
+@pytest.fixture
+def racecheck(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    return importlib.import_module("racecheck")
+
+
+@pytest.fixture
+def judge(racecheck: ModuleType, tmp_path: Path) -> Callable[[str, int | None], int]:
+    def of(log: str, code: int | None) -> int:
+        (tmp_path / "log").write_text(log)
+        return racecheck.main(tmp_path / "log", code)
+
+    return of
+
+
+@pytest.fixture
+def dispatch() -> str:
+    """As an H100's racecheck wrote it, but for the line of the kernel's `def`, which may move."""
+    lines = inspect.getsource(gluon_kernel).splitlines()
+    return LOG.format(HEAD.format(1 + next(n for n, line in enumerate(lines) if line.startswith("def attend_kernel("))))
+
+
+def test_the_hand_out_of_warps_is_tritons(dispatch: str, racecheck: ModuleType, judge: Callable):
+    (hazard,) = racecheck.hazards(dispatch)
+    assert hazard.of_dispatch
+    assert [access.split()[0] for access in hazard.accesses] == ["Read", "Write", "Write"]
+    assert judge(dispatch, 3) == 0
+
+
+@pytest.mark.parametrize(
+    "access",
+    [
+        HEAD.format(1),
+        HEAD.format(10**6),
+        "Race reported between Read access at attend_kernel+0x900 in gluon_kernel.py:140",
+        "Race reported between Write access at _consume+0x900 in gluon_kernel.py:140",
+        "Race reported between Read access at attend_kernel+0x100 in elsewhere.py:173",
+    ],
+)
+def test_any_other_hazard_fails(access: str, dispatch: str, racecheck: ModuleType, judge: Callable):
+    log = LOG.format(access)
+    assert not racecheck.hazards(log)[0].of_dispatch
+    assert judge(log, 3) == 1
+    assert judge(dispatch + log, 3) == 1, "one of Triton's beside it excuses nothing"
+
+
+def test_what_did_not_run_to_its_end_does_not_pass(dispatch: str, judge: Callable):
+    assert judge("", 0) == 0
+    assert judge("", None) == 0, "compute-sanitizer is not installed"
+    assert judge("", 1) == 1, "what was to be checked failed"
+    assert judge(dispatch.replace("RACECHECK SUMMARY", ""), 124) == 1, "cut off by its time limit"
