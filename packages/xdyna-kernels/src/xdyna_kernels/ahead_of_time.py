@@ -20,7 +20,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from . import tiles
-from .triton_backward import delta_constants, delta_kernel, keys_kernel, queries_kernel
+from .triton_backward import delta_constants
+from .triton_backward_kernels import delta_kernel, keys_kernel, queries_kernel
 from .triton_forward import attend_constants, attend_kernel, project_constants, project_kernel
 
 KERNELS = {"attend": attend_kernel, "project": project_kernel}
