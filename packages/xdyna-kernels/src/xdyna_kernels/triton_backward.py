@@ -11,7 +11,7 @@ program works on is decided by its place in the grid, and a branch that nothing 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,13 +37,13 @@ def attend_backward(
     lse: Tensor,  # [B*F, 2*H, N] as `attend` made it
     scale: float,
     needed: Sequence[bool],  # of the six tensors of attention, in their order
+    by_keys: Callable[..., None] | None = None,  # `launch_keys`, or another that does the same
 ) -> list[Tensor]:
     """Derivatives by q, k, v, q_ref, k_ref, v_ref, each like its tensor; empty [0] where it is not needed.
 
     Keys and values of a branch come as a pair, from one kernel: there, one that is needed computes both.
     """
-    B, F, N, H, D = q.shape
-    M = k_ref.shape[1]
+    H, D = q.shape[-2:]
     tensors = [readable(x) for x in (q, k, v, q_ref, k_ref, v_ref)]
     own_pair, ref_pair = needed[1] or needed[2], needed[4] or needed[5]
     computed = (needed[0], own_pair, own_pair, needed[3], ref_pair, ref_pair)
@@ -52,29 +52,64 @@ def attend_backward(
 
     first_head, heads = _heads(H, needed[0] or own_pair, needed[3] or ref_pair)
     d_both = _d_both(grad, w_out, w_ref, slice(first_head * D, (first_head + heads) * D)).view_as(both)
-    delta = torch.empty_like(lse)
-    constants = delta_constants(D)
-    programs = math.ceil(N / constants["ROWS"]) * heads * B * F
-    launch(delta_kernel, programs, tiles.DELTA, d_both, both, delta, N, H, first_head, heads, **constants)
-
-    arithmetic = "ieee" if q.dtype == torch.float32 else "half"  # also where tf32 is allowed: see tiles
-    strides = [s // ALIGNMENT for x in tensors for s in x.stride()[:-1]]
-    common = (*tensors, d_both, lse, delta)
+    delta = _delta(d_both, both, lse, H, first_head, heads)
+    given = (tensors, d_both, lse, delta)
     if needed[0] or needed[3]:
-        tile = tiles.queries_tile(chip(q), arithmetic, D)
-        first_head, heads = _heads(H, needed[0], needed[3])
-        sizes = (scale, F, N, M, H, first_head, heads)
-        programs = math.ceil(N / tile.queries) * heads * B * F
-        constants = attend_constants(tile, arithmetic, D, even=N % tile.keys == 0 and M % tile.keys == 0)
-        launch(queries_kernel, programs, tile, *common, dq, dqr, *sizes, *strides, **constants)
+        _launch_queries(*given, [dq, dqr], scale, needed[0], needed[3])
     if own_pair or ref_pair:
-        tile = tiles.keys_tile(chip(q), arithmetic, D)
-        of_reference = math.ceil(M / tile.keys) * H * B if ref_pair else 0
-        programs = of_reference + (math.ceil(N / tile.keys) * H * B * F if own_pair else 0)
-        sizes = (scale, F, N, M, H, of_reference)
-        constants = attend_constants(tile, arithmetic, D, even=N % tile.queries == 0)
-        launch(keys_kernel, programs, tile, *common, dk, dv, dkr, dvr, *sizes, *strides, **constants)
+        (by_keys or launch_keys)(*given, [dk, dv, dkr, dvr], scale, own_pair, ref_pair)
     return [x if wanted else x.new_empty(0) for x, wanted in zip(found, needed, strict=True)]
+
+
+def _delta(d_both: Tensor, both: Tensor, lse: Tensor, H: int, first_head: int, heads: int) -> Tensor:  # like lse
+    """Row sums of d_both * both, of those heads alone."""
+    frames, N, _ = both.shape
+    delta = torch.empty_like(lse)
+    constants = delta_constants(both.shape[-1] // (2 * H))
+    programs = math.ceil(N / constants["ROWS"]) * heads * frames
+    launch(delta_kernel, programs, tiles.DELTA, d_both, both, delta, N, H, first_head, heads, **constants)
+    return delta
+
+
+def _launch_queries(tensors, d_both, lse, delta, into: list[Tensor], scale: float, own: bool, ref: bool) -> None:
+    """Writes dq of the branches that are wanted; arguments as of `launch_keys`, `into` dq and dq_ref."""
+    (B, F, N, H, D), M = tensors[0].shape, tensors[4].shape[1]
+    arithmetic = _arithmetic(tensors[0])
+    tile = tiles.queries_tile(chip(tensors[0]), arithmetic, D)
+    first_head, heads = _heads(H, own, ref)
+    sizes = (scale, F, N, M, H, first_head, heads, *_strides(tensors))
+    programs = math.ceil(N / tile.queries) * heads * B * F
+    constants = attend_constants(tile, arithmetic, D, even=N % tile.keys == 0 and M % tile.keys == 0)
+    launch(queries_kernel, programs, tile, *tensors, d_both, lse, delta, *into, *sizes, **constants)
+
+
+def launch_keys(
+    tensors: Sequence[Tensor],  # q, k, v, q_ref [B, F, N, H, D]; k_ref, v_ref [B, M, H, D]; all `readable`
+    d_both: Tensor,  # [B*F, N, 2*H*D]
+    lse: Tensor,  # [B*F, 2*H, N]
+    delta: Tensor,  # [B*F, 2*H, N]
+    into: Sequence[Tensor],  # dk, dv, dk_ref, dv_ref, each like its tensor and dense; empty [0] where not wanted
+    scale: float,
+    own: bool,  # whether dk and dv are wanted
+    ref: bool,  # whether dk_ref and dv_ref are
+) -> None:
+    """Writes dk and dv of the branches that are wanted. Of the other, d_both, lse and delta are not read."""
+    (B, F, N, H, D), M = tensors[0].shape, tensors[4].shape[1]
+    arithmetic = _arithmetic(tensors[0])
+    tile = tiles.keys_tile(chip(tensors[0]), arithmetic, D)
+    of_reference = math.ceil(M / tile.keys) * H * B if ref else 0
+    programs = of_reference + (math.ceil(N / tile.keys) * H * B * F if own else 0)
+    sizes = (scale, F, N, M, H, of_reference, *_strides(tensors))
+    constants = attend_constants(tile, arithmetic, D, even=N % tile.queries == 0)
+    launch(keys_kernel, programs, tile, *tensors, d_both, lse, delta, *into, *sizes, **constants)
+
+
+def _arithmetic(x: Tensor) -> str:
+    return "ieee" if x.dtype == torch.float32 else "half"  # also where tf32 is allowed: see tiles
+
+
+def _strides(tensors: Sequence[Tensor]) -> list[int]:
+    return [s // ALIGNMENT for x in tensors for s in x.stride()[:-1]]
 
 
 def _heads(H: int, own: bool, ref: bool) -> tuple[int, int]:
