@@ -19,14 +19,16 @@ from xdyna_kernels.ahead_of_time import Case
 
 
 class GluonCase(NamedTuple):
-    """The Gluon kernel at one tile."""
+    """A Gluon kernel at one tile."""
 
+    kernel: str  # of gluon_ahead_of_time.KERNELS
     D: int
-    tile: gluon_tiles.Tile
     dtype: torch.dtype
+    tile: gluon_tiles.Tile
 
 
 Job = Case | GluonCase
+GLUON_KERNELS = {"GLUON": "attend", "GLUON_KEYS": "keys"}  # whose tiles a table has
 
 
 class Gate:
@@ -81,7 +83,7 @@ class Gate:
 def launched(entry: Entry, tile: Tile, shape: Shape) -> Job:
     """What the operator compiles of this tile when it runs on that shape."""
     if isinstance(tile, gluon_tiles.Tile):
-        return GluonCase(shape.D, tile, torch.bfloat16)
+        return GluonCase(GLUON_KERNELS[entry.table], shape.D, torch.bfloat16, tile)
     if isinstance(tile, tiles.Projection):
         return ahead_of_time.projection_case(entry.chip, entry.arithmetic, shape.C, shape.C % tile.depth == 0, tile)
     if entry.table == "ATTENTION":
@@ -93,7 +95,7 @@ def launched(entry: Entry, tile: Tile, shape: Shape) -> Job:
 def served(entry: Entry, tile: Tile) -> list[Job]:
     """All that the tests hold this tile to, once the entry has it."""
     if isinstance(tile, gluon_tiles.Tile):
-        return [GluonCase(entry.limit, tile, dtype) for dtype in gluon_tiles.DTYPES]
+        return [GluonCase(GLUON_KERNELS[entry.table], entry.limit, dtype, tile) for dtype in gluon_tiles.DTYPES]
     mine = tile._replace()  # a new object, which no other entry holds
     with entry.trying(mine):
         return [case for case in ahead_of_time.table_cases() if case.tile is mine]
@@ -106,10 +108,10 @@ def compile_job(job: Job) -> str:
             found = ahead_of_time.compile_case(job)
             wrong = ahead_of_time.faults(job, found, found)
         else:
-            loops = gluon_ahead_of_time.compile_forward(job.D, job.dtype, job.tile)
-            expected = [replace(loop, order=gluon_ahead_of_time.PIPELINED) for loop in loops]
+            loops = gluon_ahead_of_time.compile_kernel(*job)
+            expected = [replace(loop, order=gluon_ahead_of_time.PIPELINED[job.kernel]) for loop in loops]
             wrong = [line for pair in zip(loops, expected, strict=True) for line in gluon_ahead_of_time.faults(*pair)]
-            wrong = wrong if len(loops) == job.tile.warpgroups else ["the loop over the keys was not found"]
+            wrong = wrong if len(loops) == job.tile.warpgroups else ["a warpgroup's loop was not found"]
     except Exception as error:  # every pass of the compiler raises classes of its own
         return f"{job.size if isinstance(job, Case) else job.dtype}: {one_line(error)}"
     return "; ".join(dict.fromkeys(wrong))  # of several loops, once

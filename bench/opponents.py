@@ -27,11 +27,11 @@ CPU_OPPONENTS = (RELEASED, "folded-flash")  # compiling takes longer than the re
 
 
 def own_backends() -> tuple[str, ...]:
-    """The package's backends, whichever it has, those that this device lacks among them. Its kernels run with their
-    Triton backward; the other one makes a contender of its own, "triton-recompute"."""
+    """The package's backends, whichever it has, those that this device lacks among them. Its kernels run with the
+    backward of their name; the one that has no backend makes a contender of its own, "triton-recompute"."""
     contract = _contract()
     names = tuple(getattr(contract, "NAMES", contract.BACKENDS))
-    return (*names, *(f"triton-{backward}" for backward in _backwards() if backward != "triton"))
+    return (*names, *(f"triton-{backward}" for backward in _backwards() if backward not in names))
 
 
 def _contract() -> ModuleType:
@@ -56,7 +56,9 @@ def build(name: str) -> Contender:
     """The contender of that name. Compiled ones compile when first called."""
     if name in own_backends():
         backend, _, backward = name.partition("-")
-        options = {"backward": backward or "triton"} if backend in kernels() and _backwards() else {}
+        # An older "gluon" has the backward "triton" alone.
+        backward = backward or (backend if backend in _backwards() else "triton")
+        options = {"backward": backward} if backend in kernels() and _backwards() else {}
         return lambda *tensors: xdyna_kernels.reference_attention(*tensors, backend=backend, **options)
     if name == RELEASED:
         return released

@@ -17,14 +17,16 @@ from shapes import Shape
 from xdyna_kernels import gluon_tiles, tiles
 
 Tile = tiles.Attention | tiles.Projection | gluon_tiles.Tile
-# Names in tiles.py, and the direction of the bench that shows what their tiles do. "GLUON" is TILES in gluon_tiles.py.
+# Names in tiles.py, and the direction of the bench that shows what their tiles do; those in GLUON, in gluon_tiles.py.
 TABLES = {
     "ATTENTION": "forward",
     "PROJECTION": "forward",
     "BACKWARD_QUERIES": "forward+backward",
     "BACKWARD_KEYS": "forward+backward",
     "GLUON": "forward",
+    "GLUON_KEYS": "forward+backward",
 }
+GLUON = {"GLUON": "TILES", "GLUON_KEYS": "KEYS"}
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,13 @@ class Entry:
     limit: int
 
     def __str__(self) -> str:
-        size = {"PROJECTION": "C <=", "GLUON": "D ="}.get(self.table, "D <=")
+        size = "C <=" if self.table == "PROJECTION" else "D =" if self.table in GLUON else "D <="
         return f"{self.chip} {self.arithmetic} {self.table.lower().replace('_', ' ')} {size} {self.limit}"
 
     @property
     def backend(self) -> str:
         """Whose tile it is."""
-        return "gluon" if self.table == "GLUON" else "triton"
+        return "gluon" if self.table in GLUON else "triton"
 
     @property
     def direction(self) -> str:
@@ -53,8 +55,9 @@ class Entry:
     def serves(self, shape: Shape) -> bool:
         """Whether a shape takes its tile from here."""
         rows = self._rows()
-        if self.table == "GLUON":
-            return self.limit == shape.D
+        if self.table in GLUON:
+            # Gluon's kernel of the keys leaves the other numbers of tokens to Triton's.
+            return self.limit == shape.D and (self.table == "GLUON" or shape.N % 4 == 0)
         if self.table == "PROJECTION":
             return self.limit == min((limit for limit in rows if limit >= shape.C), default=max(rows))
         return self.limit == min((limit for limit in rows if limit >= shape.D), default=None)
@@ -81,8 +84,8 @@ class Entry:
 
 def rows_of(table: str, chip: str, arithmetic: str) -> dict[int, Any]:
     """The tiles by their limits, themselves and no copy; none where the table lacks an arithmetic or a chip."""
-    if table == "GLUON":
-        return gluon_tiles.TILES if (chip, arithmetic) == ("sm_90", "half") else {}
+    if table in GLUON:
+        return getattr(gluon_tiles, GLUON[table]) if (chip, arithmetic) == ("sm_90", "half") else {}
     return getattr(tiles, table).get((chip, arithmetic), {})
 
 
@@ -93,8 +96,8 @@ def entries(chip: str, arithmetic: str) -> list[Entry]:
 
 def sources() -> dict[str, dict[str, dict]]:
     """By file name, what its assignments are to hold: the tables of this process."""
-    of_triton = {name: getattr(tiles, name) for name in (*TABLES, "TIMED") if name != "GLUON"}
-    return {"tiles.py": of_triton, "gluon_tiles.py": {"TILES": gluon_tiles.TILES}}
+    of_triton = {name: getattr(tiles, name) for name in (*TABLES, "TIMED") if name not in GLUON}
+    return {"tiles.py": of_triton, "gluon_tiles.py": {name: getattr(gluon_tiles, name) for name in GLUON.values()}}
 
 
 def write(folder: Path) -> None:

@@ -340,7 +340,8 @@ def test_facts_of_a_gpu_against_stand_ins(load, monkeypatch):
 def test_every_backend_of_the_package_appears_by_itself(load, monkeypatch):
     """And a choice of backward is a contender of its own, in the direction that it is about."""
     opponents, seen = load("opponents"), []
-    contract = SimpleNamespace(BACKENDS=(), NAMES=("eager", "triton", "new"), BACKWARDS=("triton", "recompute"))
+    backwards = ("triton", "new", "recompute")
+    contract = SimpleNamespace(BACKENDS=(), NAMES=("eager", "triton", "new"), BACKWARDS=backwards)
     monkeypatch.setattr(opponents, "_contract", lambda: contract)
     monkeypatch.setattr(xdyna_kernels, "reference_attention", lambda *tensors, **options: seen.append(options))
     assert opponents.own_backends() == ("eager", "triton", "new", "triton-recompute")
@@ -350,9 +351,12 @@ def test_every_backend_of_the_package_appears_by_itself(load, monkeypatch):
     assert seen == [
         {"backend": "eager"},
         {"backend": "triton", "backward": "triton"},
-        {"backend": "new", "backward": "triton"},
+        {"backend": "new", "backward": "new"},
         {"backend": "triton", "backward": "recompute"},
     ]
+    contract.BACKWARDS = ("triton", "recompute")  # as before "new" had its own
+    opponents.build("new")()
+    assert seen[-1] == {"backend": "new", "backward": "triton"}
     assert not opponents.runs_in("triton-recompute", "forward")
     assert opponents.runs_in("triton-recompute", "forward+backward")
     assert all(opponents.runs_in(name, "forward") for name in ("triton", "folded-flash", "released"))

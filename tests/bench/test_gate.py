@@ -114,7 +114,10 @@ def test_a_tile_is_vetted_for_all_that_its_entry_serves_and_no_other_tile(load, 
     assert [job.tile for job in pool.jobs] == [twin] * 4 + [twin._replace(stages=3)] * 4
     pool.jobs.clear()
     assert gate.vet(entry_of(load, "GLUON", 160), gluon_tiles.Tile(2, 64, 32, 2)) == ""
-    assert {(job.D, job.dtype) for job in pool.jobs} == {(160, torch.float16), (160, torch.bfloat16)}
+    assert {(job.kernel, job.D) for job in pool.jobs} == {("attend", 160)}
+    assert gate.vet(entry_of(load, "GLUON_KEYS", 80), gluon_tiles.Tile(2, 64, 32, 2)) == ""
+    assert {(job.kernel, job.D) for job in pool.jobs[2:]} == {("keys", 80)}
+    assert [job.dtype for job in pool.jobs] == [torch.float16, torch.bfloat16] * 2
 
 
 def test_what_does_not_compile_is_a_reason_and_not_an_error(load):
@@ -128,21 +131,24 @@ def test_what_does_not_compile_is_a_reason_and_not_an_error(load):
 
 
 @pytest.mark.parametrize(
-    ("tile", "message"),
+    ("kernel", "tile", "message"),
     [
-        (gluon_tiles.Tile(2, 128, 128, 2), "spills: "),  # the compiler also waits for each product: an order of its own
-        (gluon_tiles.Tile(2, 64, 128, 4), "shared memory: 295360 bytes, sm_90 has 232448"),
-        (gluon_tiles.Tile(2, 64, 48, 2), "torch.bfloat16: "),  # no power of two
-        (gluon_tiles.Tile(2, 64, 32, 2), ""),
+        # The compiler also waits for each product: an order of its own.
+        ("attend", gluon_tiles.Tile(2, 128, 128, 2), "spills: "),
+        ("attend", gluon_tiles.Tile(2, 64, 128, 4), "shared memory: 295360 bytes, sm_90 has 232448"),
+        ("attend", gluon_tiles.Tile(2, 64, 48, 2), "torch.bfloat16: "),  # no power of two
+        ("attend", gluon_tiles.Tile(2, 64, 32, 2), ""),
+        ("keys", gluon_tiles.Tile(2, 128, 64, 2), "spills: "),
+        ("keys", gluon_tiles.Tile(3, 32, 64, 4), ""),
     ],
 )
-def test_gluon_tiles_are_held_to_their_limits(load, tile, message):
+def test_gluon_tiles_are_held_to_their_limits(load, kernel, tile, message):
     gate = load("gate")
-    function, job = pickle.loads(pickle.dumps((gate.compile_job, gate.GluonCase(80, tile, torch.bfloat16))))
+    function, job = pickle.loads(pickle.dumps((gate.compile_job, gate.GluonCase(kernel, 80, torch.bfloat16, tile))))
     reason = function(job)
     assert reason.startswith(message)
     assert bool(reason) == bool(message)
-    assert ("order: " in reason) == message.startswith("spills")
+    assert ("order: " in reason) == (kernel == "attend" and message.startswith("spills"))
 
 
 def test_a_gluon_tile_that_idles_the_tensor_cores_does_not_pass(load, monkeypatch):
@@ -150,13 +156,13 @@ def test_a_gluon_tile_that_idles_the_tensor_cores_does_not_pass(load, monkeypatc
     order = "QK barrier PV wait(2) exp barrier wait(0)"
     fine = aot.Figures(spills=0, stack=0, shared=1000, instructions=400, products={}, order=order)
     idle = replace(fine, order="barrier QK barrier PV wait(2) wait(0) exp")
-    job = gate.GluonCase(80, gluon_tiles.Tile(2, 64, 32, 2), torch.bfloat16)
+    job = gate.GluonCase("attend", 80, torch.bfloat16, gluon_tiles.Tile(2, 64, 32, 2))
     for loops, message in (
         ([fine, fine], ""),
         ([fine, idle], f"order: {idle.order}, recorded {order}"),
-        ([fine], "the loop over the keys was not found"),
+        ([fine], "a warpgroup's loop was not found"),
     ):
-        monkeypatch.setattr(aot, "compile_forward", lambda *_, loops=loops: loops)
+        monkeypatch.setattr(aot, "compile_kernel", lambda *_, loops=loops: loops)
         assert gate.compile_job(job) == message
 
 
@@ -188,7 +194,7 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         get_current_target=lambda: GPUTarget("cuda", 90, 32),
     )
     monkeypatch.setattr(driver, "_active", hopper)
-    for module in ("triton_forward", "triton_backward", "gluon_kernel"):
+    for module in ("triton_forward", "triton_backward", "gluon_kernel", "gluon_keys_kernel"):
         for value in vars(importlib.import_module(f"xdyna_kernels.{module}")).values():
             if isinstance(value, triton.JITFunction):
                 monkeypatch.setattr(value, "device_caches", defaultdict(value.create_binder))
@@ -202,14 +208,14 @@ def test_a_launch_finds_what_the_gate_compiled(load, keys, dtype, N, D):
     of = shape(load, N, D)
     tensors, grad = load("shapes").draw(of, dtype, torch.device("cpu"), 0)
     leaves = [tensor.requires_grad_() for tensor in tensors]
-    torch.autograd.grad(operator.forward(*leaves, "triton")[0], leaves, grad)
-    if dtype == torch.bfloat16:
-        operator.forward(*tensors, "triton", "gluon")
+    for name in ("triton", "gluon") if dtype == torch.bfloat16 else ("triton",):
+        torch.autograd.grad(operator.forward(*leaves, name, name)[0], leaves, grad)
     launched = set(keys)
 
     arithmetic = tiles.arithmetic(dtype)
     entries = [entry for entry in load("tile_table").entries(CHIP, arithmetic) if entry.serves(of)]
-    assert len(entries) == (5 if dtype == torch.bfloat16 else 4)  # one of every table
+    keys_by_gluon = N % 4 == 0 and D in gluon_tiles.KEYS
+    assert len(entries) == (5 + keys_by_gluon if dtype == torch.bfloat16 else 4)  # one of every table
     for entry in entries:
         keys.clear()
         gate.compile_job(gate.launched(entry, entry.get(), of))

@@ -9,6 +9,7 @@ import importlib
 import json
 import re
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -35,8 +36,9 @@ def load(monkeypatch: pytest.MonkeyPatch):
     table = importlib.import_module("tile_table")
     for name in table.sources()["tiles.py"]:
         monkeypatch.setattr(tiles, name, copy.deepcopy(getattr(tiles, name)))
-    for D, tile in gluon_tiles.TILES.items():  # the one table that others have imported themselves
-        monkeypatch.setitem(gluon_tiles.TILES, D, tile)
+    for rows in (gluon_tiles.TILES, gluon_tiles.KEYS):  # the tables that others have imported themselves
+        for D, tile in rows.items():
+            monkeypatch.setitem(rows, D, tile)
     return importlib.import_module
 
 
@@ -142,7 +144,8 @@ def read(path: Path) -> dict:
 
 def test_the_fastest_right_tile_is_written(load, tune, table, capsys):
     records: list[dict] = []
-    before = {name: copy.deepcopy(getattr(tiles, name)) for name in load("tile_table").TABLES if name != "GLUON"}
+    before = {name: copy.deepcopy(getattr(tiles, name)) for name in load("tile_table").sources()["tiles.py"]}
+    del before["TIMED"]
     gluon = (table.parent / "gluon_tiles.py").read_bytes()
     tune.tune(plan(load), CHIP, [("half", "bf16")], table.parent, lambda record: records.append(copy.deepcopy(record)))
     after = read(table)
@@ -240,15 +243,16 @@ def test_half_the_budget_is_for_compiling_and_what_was_not_compiled_stays(load, 
 def test_the_grids_fit_the_table_and_hold_powers_of_two(load):
     tune, tile_table = load("tune"), load("tile_table")
     kinds = dict.fromkeys(tile_table.TABLES, tiles.Attention)
-    kinds |= {"PROJECTION": tiles.Projection, "GLUON": gluon_tiles.Tile}
+    kinds |= {"PROJECTION": tiles.Projection} | dict.fromkeys(tile_table.GLUON, gluon_tiles.Tile)
     assert {name for name, _ in tune.GRIDS} == set(tile_table.TABLES)
     for (name, _), grid in tune.GRIDS.items():
         assert 10 < len(set(grid)) == len(grid) <= 50  # bounded: each is compiled for every shape
         for tile in grid:
             assert isinstance(tile, kinds[name])
-            sizes = tile[:-1] if name != "GLUON" else (tile.queries, tile.keys)
+            sizes = tile[:-1] if name not in tile_table.GLUON else (tile.queries, tile.keys)
             assert all(size & (size - 1) == 0 for size in sizes)
-    assert {tile.warpgroups for tile in tune.GRIDS["GLUON", True]} == set(gluon_tiles.REGISTERS)
+    for name in tile_table.GLUON:
+        assert {tile.warpgroups for tile in tune.GRIDS[name, True]} == set(gluon_tiles.REGISTERS)
 
 
 def test_a_fast_tile_that_does_not_compile_for_all_its_entry_serves_is_passed_over(load, tune, monkeypatch):
@@ -281,13 +285,15 @@ def test_slow_tiles_are_timed_less_often(load, tune, monkeypatch):
     assert many == {present, FAST, MIDDLE}  # the present one's place is to be known, slow as it may be
 
 
-def test_a_gluon_tile_is_tried_on_its_backend_and_written_to_its_table(load, tune, table, monkeypatch):
+@pytest.mark.parametrize(("name", "rows"), [("GLUON", "TILES"), ("GLUON_KEYS", "KEYS")])
+def test_a_gluon_tile_is_tried_on_its_backend_and_written_to_its_table(load, tune, table, monkeypatch, name, rows):
     """Nothing but Gluon is asked for; the operator sees each tile where it takes its own from."""
+    tried, entries = getattr(gluon_tiles, rows), load("tile_table").entries
     fast, slow, used = gluon_tiles.Tile(2, 64, 32, 2), gluon_tiles.Tile(2, 64, 64, 2), []
 
     def build(name):
         def contender(*tensors):
-            used.append((name, gluon_tiles.TILES[40]))
+            used.append((name, tried[40]))
             return xdyna_kernels.reference_attention(*tensors, backend="eager")
 
         return contender
@@ -300,11 +306,16 @@ def test_a_gluon_tile_is_tried_on_its_backend_and_written_to_its_table(load, tun
         return times
 
     stand, aot = load("gpu_stand"), importlib.import_module("xdyna_kernels.gluon_ahead_of_time")
-    figures = aot.Figures(spills=0, stack=0, shared=1, instructions=1, products={}, order=aot.PIPELINED)
-    monkeypatch.setattr(aot, "compile_forward", lambda D, dtype, tile: [figures] * tile.warpgroups)
+    figures = aot.Figures(spills=0, stack=0, shared=1, instructions=1, products={}, order="")
+
+    def compile_kernel(kernel, D, dtype, tile):
+        return [replace(figures, order=aot.PIPELINED[kernel])] * tile.warpgroups
+
+    monkeypatch.setattr(aot, "compile_kernel", compile_kernel)
     monkeypatch.setattr(stand.opponents, "build", build)
     monkeypatch.setattr(stand, "interleaved", interleaved)
-    monkeypatch.setitem(tune.GRIDS, ("GLUON", True), [slow, fast])
+    monkeypatch.setitem(tune.GRIDS, (name, True), [slow, fast])
+    monkeypatch.setattr(load("tile_table"), "entries", lambda *pair: [e for e in entries(*pair) if e.table == name])
     old, records = table.read_text(), []
     only = plan(load, D=40, names=("gluon",))
     tune.tune(only, CHIP, [("half", "bf16"), ("ieee", "fp32")], table.parent, records.append)
@@ -313,22 +324,27 @@ def test_a_gluon_tile_is_tried_on_its_backend_and_written_to_its_table(load, tun
     assert entry["after"] == fast._asdict()
     assert [trial["ms"] for trial in entry["trials"]] == [2.0, 2.0, 1.0]
     written = read(table.parent / "gluon_tiles.py")
-    assert {D: tuple(tile) for D, tile in written["TILES"].items()} == gluon_tiles.TILES
-    assert gluon_tiles.TILES[40] == fast
+    for table_name in ("TILES", "KEYS"):
+        assert {D: tuple(tile) for D, tile in written[table_name].items()} == getattr(gluon_tiles, table_name)
+    assert tried[40] == fast
     assert written["REGISTERS"] == gluon_tiles.REGISTERS
-    assert read(table)["TIMED"]["GLUON", CHIP, "half", 40] == tiles.TIMED.pop(("GLUON", CHIP, "half", 40))
+    assert read(table)["TIMED"][name, CHIP, "half", 40] == tiles.TIMED.pop((name, CHIP, "half", 40))
     assert old == load("tile_table").rewrite(table.read_text(), {"TIMED": tiles.TIMED})  # and nothing else has changed
 
 
 def test_gluon_has_entries_for_hopper_in_half_precision_only(load):
     entries = load("tile_table").entries
     found = [(chip, kind) for chip in ("sm_80", "sm_90", "sm_100") for kind in ("half", "tf32", "ieee")]
-    assert [pair for pair in found if any(e.table == "GLUON" for e in entries(*pair))] == [(CHIP, "half")]
-    gluon = [entry for entry in entries(CHIP, "half") if entry.table == "GLUON"]
+    assert [pair for pair in found if any(e.backend == "gluon" for e in entries(*pair))] == [(CHIP, "half")]
+    gluon = [entry for entry in entries(CHIP, "half") if entry.backend == "gluon"]
+    assert {entry.table for entry in gluon} == {"GLUON", "GLUON_KEYS"}
     shape = load("shapes").Shape
-    served = [[D for D in (32, 40, 48, 80, 160) if e.serves(shape(1, 2, 20, 2, D))] for e in gluon]
-    assert served == [[40], [80], [160]]  # the widest head alone
-    assert str(gluon[0]) == "sm_90 half gluon D = 40"
+    served = [
+        [(N, D) for N in (18, 20) for D in (32, 40, 48, 80, 160) if e.serves(shape(1, 2, N, 2, D))] for e in gluon
+    ]
+    # Each its width of heads alone; of the keys', no tokens but in fours.
+    assert served == [[(18, 40), (20, 40)], [(18, 80), (20, 80)], [(18, 160), (20, 160)], [(20, 40)], [(20, 80)]]
+    assert (str(gluon[0]), str(gluon[-1])) == ("sm_90 half gluon D = 40", "sm_90 half gluon keys D = 80")
 
 
 def test_entries_of_the_backward_are_judged_by_gradients(load, tune, monkeypatch):

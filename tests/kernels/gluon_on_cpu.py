@@ -1,4 +1,4 @@
-"""Gluon kernels on CPU tensors: a stand-in for the operations that gluon_kernel.py uses, one program at a time.
+"""Gluon kernels on CPU tensors: a stand-in for the operations that the package's use, one program at a time.
 
 Each partition of `warp_specialize` is a thread; mbarriers have their real phases; shared memory starts as NaN. What a
 thread has seen happen is followed through the barriers. So whether a copy could still be under way when its tile is
@@ -131,22 +131,35 @@ class _Barrier:
 class _Shared:
     """A tensor in shared memory, or a view of one. `uses` is shared by all views of one tile."""
 
-    def __init__(self, data: Tensor, uses: SimpleNamespace | None = None):
-        self.data, self.dtype, self.shape = data, data.dtype, data.shape
+    def __init__(self, program: _Program, data: Tensor, uses: SimpleNamespace | None = None):
+        self.program, self.data, self.dtype, self.shape = program, data, data.dtype, data.shape
         self.uses = uses or SimpleNamespace(copy=None, reads=set())
         self._tiles: dict[int, _Shared] = {}
 
     def index(self, i: int) -> "_Shared":
-        return self._tiles.setdefault(int(i), _Shared(self.data[int(i)]))
+        return self._tiles.setdefault(int(i), _Shared(self.program, self.data[int(i)]))
 
     def slice(self, start: int, length: int, dim: int = 0) -> "_Shared":
-        return _Shared(self.data.narrow(dim, start, length), self.uses)
+        return _Shared(self.program, self.data.narrow(dim, start, length), self.uses)
 
     def reshape(self, shape: list[int]) -> "_Shared":
-        return _Shared(self.data.view(shape), self.uses)
+        return _Shared(self.program, self.data.view(shape), self.uses)
 
     def permute(self, order: tuple[int, ...]) -> "_Shared":
-        return _Shared(self.data.permute(order), self.uses)
+        return _Shared(self.program, self.data.permute(order), self.uses)
+
+    def read(self) -> int:
+        """The event of a read that begins; called with the lock held."""
+        copied = self.uses.copy in self.program.mine()
+        self.program.fail_if(not copied, "a tile is read whose copy was not waited for")
+        event = self.program.event()
+        self.uses.reads.add(event)
+        return event
+
+    def load(self, layout: None) -> Tensor:
+        with self.program.changed:
+            self.program.mine().add(self.read())  # over when it returns
+            return self.data.clone()
 
 
 class _Barriers:
@@ -160,7 +173,7 @@ class _Barriers:
 class _Product:
     """A matrix product that was issued; its result may be used once it has been waited for."""
 
-    def __init__(self, value: Tensor, reads: dict[int, _Shared]):
+    def __init__(self, value: Tensor, reads: set[int]):
         self.value, self.reads, self.over = value, reads, False
 
 
@@ -244,7 +257,7 @@ class _Operations:
 
     def allocate_shared_memory(self, dtype, shape, layout):
         if dtype != torch.int64:
-            return _Shared(torch.full(shape, float("nan"), dtype=dtype))
+            return _Shared(self.program, torch.full(shape, float("nan"), dtype=dtype))
         return _Barriers(self.program, shape[0]) if len(shape) == 2 else _Barrier(self.program)
 
     def init(self, barrier, count):
@@ -272,14 +285,7 @@ class _Operations:
     def warpgroup_mma(self, a, b, acc, *, use_acc=True, is_async=False):
         assert is_async
         with self.program.changed:
-            reads = {}
-            for operand in (a, b):
-                if isinstance(operand, _Shared):
-                    copied = operand.uses.copy in self.program.mine()
-                    self.program.fail_if(not copied, "a tile is read whose copy was not waited for")
-                    event = self.program.event()
-                    operand.uses.reads.add(event)
-                    reads[event] = operand
+            reads = {x.read() for x in (a, b) if isinstance(x, _Shared)}
         a, b = (x.data if isinstance(x, _Shared) else x for x in (a, b))
         assert a.dtype == b.dtype
         product = a.float() @ b.float()
@@ -300,10 +306,10 @@ class _Operations:
 
 
 class OnCPU:
-    """Takes the place of `attend_kernel` of gluon_kernel.py, or of an edited copy of it."""
+    """Takes the place of a kernel in its module, or in an edited copy of that."""
 
-    def __init__(self, module: Any):
-        self.module = module
+    def __init__(self, module: Any, kernel: str = "attend_kernel"):
+        self.module, self.kernel = module, kernel
         self.functions = {name: f.fn for name, f in vars(module).items() if isinstance(f, GluonJITFunction)}
 
     def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
@@ -320,15 +326,15 @@ class OnCPU:
             world[name] = getattr(operations, name)
         for name, function in self.functions.items():
             world[name] = FunctionType(function.__code__, world, name, function.__defaults__)
-        world["attend_kernel"](*(self._argument(x) for x in args), **constants)
+        world[self.kernel](*(self._argument(x) for x in args), **constants)
 
     def _argument(self, x: Any) -> Any:
         return _Descriptor(x) if hasattr(x, "block_shape") else _Pointer(x) if isinstance(x, Tensor) else x
 
 
-def edited_kernel(folder: Path, edits: dict[str, str]) -> ModuleType:
-    """gluon_kernel.py with pieces of its text replaced, each of which must be there once."""
-    source = Path(gluon_kernel.__file__).read_text()
+def edited_kernel(folder: Path, edits: dict[str, str], module: ModuleType = gluon_kernel) -> ModuleType:
+    """The module with pieces of its text replaced, each of which must be there once."""
+    source = Path(str(module.__file__)).read_text()
     for piece, other in edits.items():
         assert source.count(piece) == 1, piece
         source = source.replace(piece, other)
@@ -337,6 +343,6 @@ def edited_kernel(folder: Path, edits: dict[str, str]) -> ModuleType:
     spec = importlib.util.spec_from_file_location("xdyna_kernels.edited", path)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    edited = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(edited)
+    return edited

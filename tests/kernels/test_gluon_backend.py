@@ -48,6 +48,14 @@ def test_other_chips_are_named(capability, monkeypatch):
         reference_attention(*inputs(), backend="gluon")
 
 
+@pytest.mark.parametrize("backend", ["gluon", "triton", "sdpa", None])
+def test_the_backward_alone_is_refused_where_it_cannot_run(backend, monkeypatch):
+    monkeypatch.setattr(contract, "_why_not_gluon", lambda q: None)
+    monkeypatch.setattr(contract, "_choose", lambda backend, q: backend)
+    with pytest.raises(ValueError, match="backward 'gluon' needs an NVIDIA GPU, q is on cpu"):
+        reference_attention(*inputs(), backend=backend, backward="gluon")
+
+
 def project(both, w_out, b_out, w_ref, b_ref, residual):
     """As triton_forward.project, whose kernel needs a GPU."""
     own, ref = both.flatten(0, 1).chunk(2, dim=1)  # [B*F*N, H*D]

@@ -9,36 +9,58 @@ import torch
 
 pytest.importorskip("triton")
 
-from xdyna_kernels import gluon_ahead_of_time
-from xdyna_kernels.gluon_ahead_of_time import compile_forward, faults, read_golden
-from xdyna_kernels.gluon_tiles import TILES
+from xdyna_kernels import gluon_ahead_of_time, gluon_keys_kernel
+from xdyna_kernels.gluon_ahead_of_time import TABLES, compile_kernel, faults, read_golden
 
 sys.path.insert(0, str(Path(__file__).parent))
 from gluon_on_cpu import edited_kernel
 
 GOLDEN = read_golden(Path(__file__).parent / "golden" / "gluon.json")
-D40 = GOLDEN[40]
-# The scores' product is waited for with the values' two still under way, and those only after the softmax.
-ORDER = "QK barrier PV wait(2) exp barrier wait(0)"
+D40 = GOLDEN["attend"][40]
+ORDERS = {
+    # The scores' product is waited for with the values' two still under way, and those only after the softmax.
+    "attend": "QK barrier PV wait(2) exp barrier wait(0)",
+    # The weights' derivatives are under way while the exponentials run, and two sums while the scores' are made.
+    "keys": "barrier QK wait(2) exp PV wait(2) PV wait(0)",
+}
 
 
-def test_every_head_is_recorded_without_a_fault():
-    assert list(GOLDEN) == list(TILES)
-    for D, found in GOLDEN.items():
+def products(kernel, D):
+    """Matrix instructions of a step by their shape: 32 + 16, 64 + 16 or 128 + 32 channels, 16 of a summed axis each."""
+    tile = TABLES[kernel][D]
+    held, walked = (tile.queries, tile.keys) if kernel == "attend" else (tile.keys, tile.queries)
+    first = 1 << (D.bit_length() - 1)
+    rest = max(16, D - first)
+    of_scores, of_sums = [walked] * ((first + rest) // 16), [first, rest] * (walked // 16)
+    widths = (of_scores + of_sums) * (1 if kernel == "attend" else 2)  # with the derivatives', twice as many
+    return {f"64x{n}x16": held // 64 * widths.count(n) for n in widths}
+
+
+@pytest.mark.parametrize("kernel", TABLES)
+def test_every_head_is_recorded_without_a_fault(kernel):
+    assert list(GOLDEN[kernel]) == list(TABLES[kernel])
+    for D, found in GOLDEN[kernel].items():
         assert faults(found, found) == []
-        assert found.order == ORDER
-        keys, blocks = TILES[D].keys, TILES[D].queries // 64  # of the queries that one instruction takes
-        first = 1 << (D.bit_length() - 1)  # 32 + 16, 64 + 16 or 128 + 32 channels, 16 of the summed axis at a time
-        rest = max(16, D - first)
-        widths = [keys] * ((first + rest) // 16) + [first] * (keys // 16) + [rest] * (keys // 16)
-        assert found.products == {f"64x{n}x16": blocks * widths.count(n) for n in widths}
+        assert found.order == ORDERS[kernel]
+        assert found.products == products(kernel, D)
 
 
-@pytest.mark.parametrize(("D", "dtype"), [(40, torch.bfloat16), (80, torch.float16), (160, torch.bfloat16)])
-def test_the_kernel_keeps_to_what_is_recorded(D, dtype):
-    found = compile_forward(D, dtype)
-    assert len(found) == TILES[D].warpgroups  # a loop for each
-    assert [faults(loop, GOLDEN[D]) for loop in found] == [[]] * len(found)
+@pytest.mark.parametrize(
+    ("kernel", "D", "dtype"),
+    [
+        ("attend", 40, torch.bfloat16),
+        ("attend", 80, torch.float16),
+        ("attend", 160, torch.bfloat16),
+        ("keys", 40, torch.bfloat16),
+        ("keys", 40, torch.float16),
+        ("keys", 80, torch.bfloat16),
+        ("keys", 80, torch.float16),
+    ],
+)
+def test_the_kernel_keeps_to_what_is_recorded(kernel, D, dtype):
+    found = compile_kernel(kernel, D, dtype)
+    assert len(found) == TABLES[kernel][D].warpgroups  # a loop for each
+    assert [faults(loop, GOLDEN[kernel][D]) for loop in found] == [[]] * len(found)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +88,15 @@ def test_a_softmax_that_idles_the_tensor_cores_does_not_pass(tmp_path, monkeypat
         issue: "        _wait_full(k_ring, step, STAGES)\n" + issue,
     }
     edited = edited_kernel(tmp_path, edits)
-    monkeypatch.setattr(gluon_ahead_of_time, "attend_kernel", edited.attend_kernel)
-    found = compile_forward(40)[0]
-    assert faults(found, D40) == [f"order: barrier QK barrier PV wait(2) wait(0) exp, recorded {ORDER}"]
+    monkeypatch.setitem(gluon_ahead_of_time.KERNELS, "attend", edited.attend_kernel)
+    found = compile_kernel("attend", 40)[0]
+    assert faults(found, D40) == [f"order: barrier QK barrier PV wait(2) wait(0) exp, recorded {ORDERS['attend']}"]
+
+
+def test_exponentials_that_idle_the_tensor_cores_do_not_pass(tmp_path, monkeypatch):
+    """With both products of the scores waited for at once."""
+    right = "scores = warpgroup_mma_wait(2, deps=(issued,))"
+    edited = edited_kernel(tmp_path, {right: right.replace("2", "0")}, gluon_keys_kernel)
+    monkeypatch.setitem(gluon_ahead_of_time.KERNELS, "keys", edited.keys_kernel)
+    (line,) = faults(compile_kernel("keys", 40)[0], GOLDEN["keys"][40])
+    assert line == f"order: barrier QK wait(0) exp PV wait(2) PV wait(0), recorded {ORDERS['keys']}"

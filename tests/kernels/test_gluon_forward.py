@@ -95,7 +95,7 @@ def test_packed_projection_is_read_in_place():
     packed = torch.randn(2, 2, 9, 4, 2, 40).to(torch.bfloat16)
     q, k, v, q_ref = packed.unbind(3)
     views = [q, k, v, q_ref, k[:, 0], v[:, 0]]
-    described = [gluon_forward._describe(x, 64) for x in views[:4]]
+    described = [gluon_forward.describe(x, 64) for x in views[:4]]
     assert all(d.base.data_ptr() == x.data_ptr() for d, x in zip(described, views[:4], strict=True))
     for a, b in zip(attend(views), attend([x.contiguous() for x in views]), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)

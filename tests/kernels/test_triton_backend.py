@@ -24,7 +24,7 @@ def python(*arguments, **environment):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the files themselves run on the GPU")
-@pytest.mark.parametrize("file", ["test_triton_parity.py", "test_triton_gradients.py"])
+@pytest.mark.parametrize("file", ["test_triton_parity.py", "test_triton_gradients.py", "test_gluon_gradients.py"])
 def test_parity_in_the_interpreter(file):
     """TRITON_INTERPRET is read when the kernels are imported, hence a process of its own."""
     pytest.importorskip("triton")

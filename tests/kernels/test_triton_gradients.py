@@ -58,7 +58,7 @@ def gradients(tensors, wanted=NAMES, dtype=None, **options):
     return dict(zip(wanted, torch.autograd.grad((out * weights).sum(), [leaves[n] for n in wanted]), strict=True))
 
 
-def beyond(tensors, wanted=NAMES):
+def beyond(tensors, wanted=NAMES, backend="triton", backward="triton"):
     """Names of derivatives more than twice as far from float64 as those of the plain formula, but for a small slack.
 
     The error is root mean square, relative to the tensor, or to 1 where that is less. The slack is half an ulp in
@@ -66,7 +66,7 @@ def beyond(tensors, wanted=NAMES):
     """
     exact = gradients(tensors, wanted, torch.float64, backend="eager")
     plain = gradients(tensors, wanted, backend="eager")
-    found = gradients(tensors, wanted, backend="triton", backward="triton")
+    found = gradients(tensors, wanted, backend=backend, backward=backward)
     slack = max(torch.finfo(tensors["q"].dtype).eps / 2, 2e-6)
 
     def error(name, x):
@@ -178,8 +178,8 @@ def test_a_wrong_scale_does_not_pass(dtype, monkeypatch):
     slightly = 1.0001 if dtype == torch.float32 else 1.02
 
     def wrong(*arguments):
-        *rest, scale, needed = arguments
-        return right(*rest, scale * slightly, needed)
+        *rest, scale, needed, by_keys = arguments
+        return right(*rest, scale * slightly, needed, by_keys)
 
     monkeypatch.setattr(triton_backward, "attend_backward", wrong)
     assert beyond(tensors) >= {"q", "k", "q_ref", "k_ref"}

@@ -1,7 +1,8 @@
-"""What the Gluon kernel compiles to for sm_90, found without a GPU, and what it must be.
+"""What the Gluon kernels compile to for sm_90, found without a GPU, and what they must be.
 
-Its speed hangs on an order that the compiler is free to change: the values' product must still be under way while the
-softmax runs. So besides spills and shared memory, the loop over the keys is held to its matrix instructions and waits.
+Their speed hangs on an order that the compiler is free to change: a product must still be under way while the
+exponentials run. So besides spills and shared memory, the loop over keys, or queries, is held to its matrix
+instructions and waits.
 
 python -m xdyna_kernels.gluon_ahead_of_time tests/kernels/golden/gluon.json    records the figures
 """
@@ -19,13 +20,25 @@ from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from .ahead_of_time import SHARED_LIMIT, disassemble
-from .gluon_forward import LAYOUT, attend_constants, block
+from .gluon_backward import ROW_LAYOUT, row_block
+from .gluon_forward import LAYOUT, block, tile_constants
 from .gluon_kernel import attend_kernel
-from .gluon_tiles import TILES, Tile
+from .gluon_keys_kernel import keys_kernel
+from .gluon_tiles import KEYS, TILES, Tile
 
+KERNELS = {"attend": attend_kernel, "keys": keys_kernel}
+POINTERS = {
+    "attend": {"both": "*{}", "lse": "*fp32"},
+    "keys": dict.fromkeys(("dk", "dv", "dkr", "dvr"), "*{}"),
+}
+TABLES = {"attend": TILES, "keys": KEYS}
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-# The order of the loop that runs fast: the values' product is waited for only after the softmax.
-PIPELINED = "QK barrier PV wait(2) exp barrier wait(0)"
+# The order of the loops that run fast. Attention waits for the values' product only after the softmax; of the keys, the
+# exponentials run under the derivatives of the weights, and those of the scores are made under the values' sums.
+PIPELINED = {
+    "attend": "QK barrier PV wait(2) exp barrier wait(0)",
+    "keys": "barrier QK wait(2) exp PV wait(2) PV wait(0)",
+}
 INSTRUCTION_SLACK = 8  # that the loop may grow above its recorded length
 
 
@@ -34,30 +47,32 @@ class Figures:
     spills: int  # LDL and STL instructions
     stack: int  # bytes per thread
     shared: int  # bytes per program
-    instructions: int  # in the loop over the keys, each of which takes an issue slot of every warp
+    instructions: int  # in the loop, each of which takes an issue slot of every warp
     products: dict[str, int]  # matrix instructions of the loop, by shape
-    order: str  # of the loop's matrix instructions (Q K^T, P V), exponentials and waits; repeats once
+    order: str  # of the loop's matrix instructions ("QK" of scores, "PV" of sums), exponentials and waits; repeats once
 
 
-def compile_forward(D: int, dtype: torch.dtype = torch.bfloat16, tile: Tile | None = None) -> list[Figures]:
-    """Figures of the kernel for heads of `D` channels, at the table's tile or at another: one for the loop of each
+def compile_kernel(kernel: str, D: int, dtype: torch.dtype = torch.bfloat16, tile: Tile | None = None) -> list[Figures]:
+    """Figures of one of KERNELS for heads of `D` channels, at the table's tile or at another: one for the loop of each
     warpgroup. About two seconds. A launch of the same then finds it in Triton's cache on disk."""
-    constants = attend_constants(D, tile)
+    function, constants = KERNELS[kernel], tile_constants(D, tile or TABLES[kernel][D])
     signature, attributes = {}, {}
-    for position, name in enumerate(attend_kernel.arg_names):
+    for position, name in enumerate(function.arg_names):
         if name in constants:
             signature[name] = "constexpr"
-        elif name in attend_kernel.do_not_specialize:
+        elif name in function.do_not_specialize:
             signature[name] = "i32"
         elif name == "scale":
             signature[name] = "fp32"
-        elif name in ("both", "lse"):
-            signature[name] = "*fp32" if name == "lse" else f"*{NAMES[dtype]}"
+        elif pointer := POINTERS[kernel].get(name):
+            signature[name] = pointer.format(NAMES[dtype])
             attributes[(position,)] = [["tt.divisibility", 16]]
+        elif name in ("lse", "delta"):
+            signature[name] = f"tensordesc<fp32{row_block(constants['QUERIES'])},{ROW_LAYOUT!r}>"
         else:
-            rows = constants["QUERIES" if name in ("q", "qr") else "KEYS"]
+            rows = constants["QUERIES" if name in ("q", "qr", "d_both") else "KEYS"]
             signature[name] = f"tensordesc<{NAMES[dtype]}{block(rows, D)},{LAYOUT!r}>"  # as Triton does at a launch
-    source = GluonASTSource(attend_kernel, signature, constants, attributes)
+    source = GluonASTSource(function, signature, constants, attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
     usage, code = disassemble(compiled.asm["cubin"])
     return [
@@ -94,7 +109,7 @@ def _order(loop: list[str]) -> str:
     words = []
     for line in loop:
         if "HGMMA" in line:
-            word = "PV" if ".tnspB" in line else "QK"  # values lie transposed
+            word = "PV" if ".tnspB" in line else "QK"  # what is summed over lies transposed
         elif "MUFU.EX2" in line:
             word = "exp"
         elif "TRYWAIT" in line:
@@ -124,14 +139,19 @@ def faults(found: Figures, recorded: Figures) -> list[str]:
     return wrong
 
 
-def read_golden(path: Path) -> dict[int, Figures]:
-    """Recorded figures by D."""
-    return {int(D): Figures(**row) for D, row in json.loads(path.read_text())["attend"].items()}
+def read_golden(path: Path) -> dict[str, dict[int, Figures]]:
+    """Recorded figures by kernel and D."""
+    recorded = json.loads(path.read_text())
+    return {kernel: {int(D): Figures(**row) for D, row in recorded[kernel].items()} for kernel in KERNELS}
 
 
 def main(path: Path) -> None:
-    rows = ",\n".join(f'  "{D}": {json.dumps(asdict(compile_forward(D)[0]))}' for D in TILES)
-    path.write_text(f'{{"triton": "{triton.__version__}", "attend": {{\n{rows}\n}}}}\n')
+    """Writes one line for each D, so that a changed tile reads as one changed line."""
+    sections = [f'"triton": "{triton.__version__}"']
+    for kernel, table in TABLES.items():
+        rows = ",\n".join(f'  "{D}": {json.dumps(asdict(compile_kernel(kernel, D)[0]))}' for D in table)
+        sections.append(f'"{kernel}": {{\n{rows}\n}}')
+    path.write_text(f"{{{', '.join(sections)}}}\n")
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ from .triton_forward import LOG2_E, readable
 LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=5)  # of a block in shared memory
 
 
-def attend_constants(D: int, tile: Tile | None = None) -> dict[str, int]:
-    """The compile-time arguments of `attend_kernel`, at the table's tile or at another."""
+def tile_constants(D: int, tile: Tile) -> dict[str, int]:
+    """The compile-time arguments of a Gluon kernel."""
     D0 = 1 << (D.bit_length() - 1)
-    warpgroups, queries, keys, stages = tile or TILES[D]
+    warpgroups, queries, keys, stages = tile
     registers, producer = REGISTERS[warpgroups]
     sizes = {"D": D, "D0": D0, "D1": max(16, D - D0), "WARPGROUPS": warpgroups, "QUERIES": queries, "KEYS": keys}
     return sizes | {"STAGES": stages, "REGISTERS": registers, "PRODUCER_REGISTERS": producer}
@@ -35,7 +35,7 @@ def block(rows: int, D: int) -> list[int]:
     return [1, 1, 1, rows, 1 << (D - 1).bit_length()]
 
 
-def _describe(x: Tensor, rows: int) -> TensorDescriptor:
+def describe(x: Tensor, rows: int) -> TensorDescriptor:
     """`x` [B, F, N, H, D] for copies of `rows` tokens of a head; `x` is copied first if it cannot be read in place."""
     if 0 in x.stride():
         x = x.clone(memory_format=torch.contiguous_format)
@@ -54,15 +54,19 @@ def attend(
 ) -> tuple[Tensor, Tensor]:  # [B*F, N, 2*H*D] own | reference; [B*F, 2*H, N] natural log of sum of exp, float32
     """softmax(scale q k^T) v of both branches, side by side."""
     B, F, N, H, D = q.shape
-    constants = attend_constants(D)
-    queries = [_describe(x, constants["QUERIES"]) for x in (q, q_ref)]
-    keys = [_describe(x, constants["KEYS"]) for x in (k, v, k_ref[:, None], v_ref[:, None])]
-    tensors: list[Any] = [queries[0], keys[0], keys[1], queries[1], keys[2], keys[3]]
+    tile = TILES[D]
+    queries = [describe(x, tile.queries) for x in (q, q_ref)]
+    keys = [describe(x, tile.keys) for x in (k, v, k_ref[:, None], v_ref[:, None])]
+    tensors = [queries[0], keys[0], keys[1], queries[1], keys[2], keys[3]]
     both = q.new_empty(B * F, N, 2 * H * D)
     lse = q.new_empty(B * F, 2 * H, N, dtype=torch.float32)
-    programs = math.ceil(N / (constants["WARPGROUPS"] * constants["QUERIES"])) * 2 * H * B * F
-    with torch.cuda.device_of(q):  # Triton launches on the current device, which may be another
-        attend_kernel[(programs,)](
-            *tensors, both, lse, scale * LOG2_E, F, N, k_ref.shape[1], H, **constants, num_warps=4
-        )
+    programs = math.ceil(N / (tile.warpgroups * tile.queries)) * 2 * H * B * F
+    sizes = (scale * LOG2_E, F, N, k_ref.shape[1], H)
+    launch(attend_kernel, programs, q, *tensors, both, lse, *sizes, **tile_constants(D, tile))
     return both, lse
+
+
+def launch(kernel: Any, programs: int, on: Tensor, *arguments, **constants) -> None:
+    """Runs a Gluon kernel on the device of `on`."""
+    with torch.cuda.device_of(on):  # Triton launches on the current device, which may be another
+        kernel[(programs,)](*arguments, **constants, num_warps=4)

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 BACKENDS = {"eager": reference_attention_eager, "sdpa": reference_attention_sdpa}
 NAMES = (*BACKENDS, "triton", "gluon")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-BACKWARDS = ("triton", "recompute")  # of the backends "triton" and "gluon"
+BACKWARDS = ("triton", "gluon", "recompute")  # of the backends "triton" and "gluon"
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 _TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton does: before the kernels are imported
 
@@ -77,9 +77,11 @@ def reference_attention(
             and was faster forward when timed (`tiles.PROVEN`: an H100, bfloat16, D from 80 on), else "sdpa".
         backward: of "triton" and "gluon", the others have their own. "triton" (three kernels; deterministic; no work
             for what needs no derivative; keeps 2*H*D channels per token beside the inputs; float32 without tf32),
-            "recompute" (keeps only the inputs, and computes "sdpa" once more), or None: "triton" where it has been
-            proven on the chip and in the dtype and PyTorch would not use tf32, else "recompute". Second derivatives are
-            those of "sdpa" either way.
+            "gluon" (the same on Hopper, but that keys' and values' derivatives come from a kernel scheduled by hand
+            where it can serve: float16 or bfloat16, D of 40 or 80, N a multiple of 4), "recompute" (keeps only the
+            inputs, and computes "sdpa" once more), or None: the backend's own where the kernels have been proven on the
+            chip and in the dtype and PyTorch would not use tf32, else "recompute". Second derivatives are those of
+            "sdpa" whichever it is.
 
     Returns:
         [B, F, N, C] in the inputs' dtype.
@@ -96,9 +98,11 @@ def reference_attention(
         backend = _choose(backend, q)
     elif backend == "gluon" and (reason := _why_not_gluon(q)) is not None:
         raise ValueError(f"backend 'gluon' {reason}")
+    if backward == "gluon" and (reason := _why_not_hopper(q)) is not None:
+        raise ValueError(f"backward 'gluon' {reason}")
     if backward is None:
         exact = tiles.arithmetic(q.dtype) != "tf32"
-        backward = "triton" if backend not in BACKENDS and _proven(q) and exact else "recompute"
+        backward = backend if backend not in BACKENDS and _proven(q) and exact else "recompute"
     return torch.ops.xdyna.reference_attention(
         q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual, backend, backward
     )
@@ -153,6 +157,10 @@ def _why_not_gluon(q: Tensor) -> str | None:
         return f"needs float16 or bfloat16, q is {q.dtype}"
     if q.shape[-1] not in gluon_tiles.TILES:
         return f"needs heads of 40, 80 or 160 channels, q is {list(q.shape)}"
+    return _why_not_hopper(q)
+
+
+def _why_not_hopper(q: Tensor) -> str | None:
     if (reason := _why_not_triton(q, interpreted=False)) is not None:
         return reason
     capability = torch.cuda.get_device_capability(q.device)

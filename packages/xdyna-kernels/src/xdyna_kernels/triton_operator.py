@@ -3,6 +3,8 @@
 The backward is chosen with the forward, since it decides what is kept for it:
 
 - "triton" keeps what attention computed, `both` [B*F, N, 2*H*D], and the log of the sum of exp of its scores.
+- "gluon" keeps the same and is the same, but for the derivatives by keys and values: where it can, the Gluon kernel
+  computes them.
 - "recompute" keeps the inputs alone, and costs a second forward: it computes the "sdpa" backend and takes that one's
   derivatives. So do second derivatives, whichever was chosen: only PyTorch's own operations have them.
 """
@@ -63,16 +65,22 @@ def attention_backward(
     both: Tensor,
     lse: Tensor,
     needed: list[bool],
+    kernel: str = "triton",  # or "gluon": whose derivatives by keys and values, where it serves such tensors
 ) -> list[Tensor]:
     """Derivatives by the six tensors of attention; an empty tensor for each that is not needed."""
-    from .triton_backward import attend_backward
+    from .triton_backward import attend_backward, launch_keys
 
+    if kernel == "gluon":
+        from . import gluon_backward
+
+        if gluon_backward.serves(q):
+            launch_keys = gluon_backward.launch_keys
     scale = q.shape[-1] ** -0.5
-    return attend_backward(grad, q, k, v, q_ref, k_ref, v_ref, w_out, w_ref, both, lse, scale, needed)
+    return attend_backward(grad, q, k, v, q_ref, k_ref, v_ref, w_out, w_ref, both, lse, scale, needed, launch_keys)
 
 
 @attention_backward.register_fake
-def _(grad, q, k, v, q_ref, k_ref, v_ref, w_out, w_ref, both, lse, needed):
+def _(grad, q, k, v, q_ref, k_ref, v_ref, w_out, w_ref, both, lse, needed, kernel="triton"):
     tensors = (q, k, v, q_ref, k_ref, v_ref)
     return [q.new_empty(x.shape if wanted else 0) for x, wanted in zip(tensors, needed, strict=True)]
 
@@ -80,7 +88,7 @@ def _(grad, q, k, v, q_ref, k_ref, v_ref, w_out, w_ref, both, lse, needed):
 def _keep(ctx, inputs, output):
     *tensors, ctx.backward, _ = inputs
     _, both, lse = output
-    ctx.save_for_backward(*tensors, *((both, lse) if ctx.backward == "triton" else ()))
+    ctx.save_for_backward(*tensors, *(() if ctx.backward == "recompute" else (both, lse)))
     ctx.mark_non_differentiable(both, lse)
 
 
@@ -90,7 +98,7 @@ def _differentiate(ctx, grad, *_):
     # With gradients of gradients asked for, PyTorch enables them here.
     if ctx.backward == "recompute" or torch.is_grad_enabled():
         return *_recompute(inputs, needed, grad), None, None
-    return *_from_log_sum_exp(inputs, needed, grad, *rest), None, None
+    return *_from_log_sum_exp(ctx.backward, inputs, needed, grad, *rest), None, None
 
 
 forward.register_autograd(_differentiate, setup_context=_keep)
@@ -107,12 +115,12 @@ def _recompute(saved, needed, grad) -> list[Tensor | None]:
     return [next(found) if is_needed else None for is_needed in needed]
 
 
-def _from_log_sum_exp(inputs, needed, grad, both, lse) -> list[Tensor | None]:
+def _from_log_sum_exp(kernel, inputs, needed, grad, both, lse) -> list[Tensor | None]:
     """Derivatives from what the forward kept; those of the projection are plain matrix products and sums."""
     w_out, w_ref = inputs[6], inputs[8]
     found: list[Tensor | None] = [None] * len(inputs)
     if any(needed[:6]):
-        of_attention = attention_backward(grad, *inputs[:6], w_out, w_ref, both, lse, needed[:6])
+        of_attention = attention_backward(grad, *inputs[:6], w_out, w_ref, both, lse, needed[:6], kernel)
         found[:6] = [x if wanted else None for x, wanted in zip(of_attention, needed[:6], strict=True)]
     rows = grad.flatten(0, 2)  # [B*F*N, C]
     for weight, half in zip((6, 8), both.flatten(0, 1).chunk(2, dim=1), strict=True):  # w_out, w_ref

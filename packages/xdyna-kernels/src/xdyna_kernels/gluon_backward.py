@@ -1,0 +1,61 @@
+"""The derivatives by keys and values by the Gluon kernel: as `triton_backward.launch_keys`, for Hopper, D = 40 and 80.
+
+Compiled for sm_90 and held to its machine code, and run on CPU tensors through a stand-in for Gluon's operations. On an
+H100, in bfloat16, it has agreed with the Triton kernel to 1e-5.
+"""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from .gluon_forward import describe, launch, tile_constants
+from .gluon_keys_kernel import keys_kernel
+from .gluon_tiles import DTYPES, KEYS
+from .triton_forward import LOG2_E, chip
+
+ROW_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=2)  # of a row's numbers, likewise
+
+
+def serves(q: Tensor) -> bool:
+    """Whether `launch_keys` can take a `q` [B, F, N, H, D] and what is beside it: the rows that the kernel copies, of
+    which one has N numbers of 4 bytes, start at multiples of 16 bytes."""
+    return q.dtype in DTYPES and q.shape[-1] in KEYS and q.shape[2] % 4 == 0 and chip(q) == "sm_90"
+
+
+def launch_keys(
+    tensors: Sequence[Tensor],  # q, k, v, q_ref [B, F, N, H, D]; k_ref, v_ref [B, M, H, D]
+    d_both: Tensor,  # [B*F, N, 2*H*D]
+    lse: Tensor,  # [B*F, 2*H, N]
+    delta: Tensor,  # [B*F, 2*H, N]
+    into: Sequence[Tensor],  # dk, dv, dk_ref, dv_ref, each like its tensor and dense; empty [0] where not wanted
+    scale: float,
+    own: bool,  # whether dk and dv are wanted
+    ref: bool,  # whether dk_ref and dv_ref are
+) -> None:
+    """Writes dk and dv of the branches that are wanted. Of the other, d_both, lse and delta are not read."""
+    q, k, v, q_ref, k_ref, v_ref = tensors
+    (B, F, N, H, D), M = q.shape, k_ref.shape[1]
+    tile = KEYS[D]
+    queries = [describe(x, tile.queries) for x in (q, q_ref, d_both.view(B, F, N, 2 * H, D))]
+    keys = [describe(x, tile.keys) for x in (k, v, k_ref[:, None], v_ref[:, None])]
+    described = [queries[0], keys[0], keys[1], queries[1], keys[2], keys[3], queries[2]]
+    rows = [_describe_rows(x, tile.queries) for x in (lse * LOG2_E, delta)]
+    keys_of_program = tile.warpgroups * tile.keys
+    of_reference = math.ceil(M / keys_of_program) * H * B if ref else 0
+    programs = of_reference + (math.ceil(N / keys_of_program) * H * B * F if own else 0)
+    sizes = (scale, F, N, M, H, of_reference)
+    launch(keys_kernel, programs, q, *described, *rows, *into, *sizes, **tile_constants(D, tile))
+
+
+def row_block(queries: int) -> list[int]:
+    """What one copy brings of a [B*F*2*H, N]."""
+    return [1, queries]
+
+
+def _describe_rows(x: Tensor, queries: int) -> TensorDescriptor:
+    """A number for each query, [B*F, 2*H, N]."""
+    x = x.view(-1, x.shape[-1])
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), row_block(queries), ROW_LAYOUT)
