@@ -23,13 +23,13 @@ def inputs(B=1, F=1, N=70, H=1, D=80, M=300, dtype=torch.bfloat16, seed=0):
     return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
 
 
-def attend(tensors, kernel=gluon_kernel, scale=None):
+def attend(tensors, kernel=gluon_kernel, scale=None, **options):
     """Both results of gluon_forward.attend, whose fresh memory holds NaN."""
     torch.use_deterministic_algorithms(True)
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(gluon_forward, "attend_kernel", OnCPU(kernel))
-            return gluon_forward.attend(*tensors, scale or tensors[0].shape[-1] ** -0.5)
+            return gluon_forward.attend(*tensors, scale or tensors[0].shape[-1] ** -0.5, **options)
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -67,6 +67,14 @@ def test_parity(D, N, M, dtype):
     """One block and many, tails and none, more steps than stages, a warpgroup without a query."""
     tensors = inputs(N=N, M=M, D=D, dtype=dtype)
     assert good_enough(tensors, attend(tensors))
+
+
+@pytest.mark.parametrize("D", [40, 80, 160])
+def test_a_log_that_is_not_kept(D):
+    tensors = inputs(N=130, M=70, D=D)
+    (both, lse), (expected, _) = (attend(tensors, keep_lse=kept) for kept in (False, True))
+    assert lse.shape == (0,)
+    torch.testing.assert_close(both, expected, rtol=0, atol=0)
 
 
 def test_clips_frames_and_heads():

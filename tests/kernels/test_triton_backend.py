@@ -94,6 +94,8 @@ def test_fake_tensors_need_no_kernel():
         found = torch.ops.xdyna.reference_attention_triton_backward(
             out, *attention, *weights, both, lse, [True] * 5 + [False]
         )
+        _, *nothing = torch.ops.xdyna.reference_attention_triton(*tensors, None, "recompute")
+    assert [(x.shape, x.dtype) for x in nothing] == [((0,), torch.float16), ((0,), torch.float32)]
     assert (out.shape, out.dtype) == ((1, 2, 5, 12), torch.float16)
     assert (both.shape, both.dtype) == ((2, 5, 32), torch.float16)
     assert (lse.shape, lse.dtype) == ((2, 4, 5), torch.float32)

@@ -8,13 +8,15 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from xdyna_kernels import reference_attention
 
 ON_GPU = torch.cuda.is_available()
 if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("test_triton_backend.py runs these in Triton's interpreter", allow_module_level=True)
 
-from xdyna_kernels.triton_forward import attend, readable  # noqa: E402
+from xdyna_kernels import triton_forward  # noqa: E402
+from xdyna_kernels.triton_forward import attend, project, readable  # noqa: E402
 
 NAMES = ("q", "k", "v", "q_ref", "k_ref", "v_ref", "w_out", "b_out", "w_ref", "b_ref", "residual")
 # Triton 3.6's interpreter does this; numpy 2.3 warns and 2.4 refuses.
@@ -200,7 +202,7 @@ def test_derivatives_where_the_reference_is_a_view_of_the_keys():
 
 class Module(torch.nn.Module):
     def forward(self, *tensors):
-        return reference_attention(*tensors, backend="triton")
+        return reference_attention(*tensors, backend="triton", backward="triton")
 
 
 def test_compile():
@@ -210,3 +212,61 @@ def test_compile():
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
     gradients = [torch.autograd.grad(out.square().sum(), tensors) for out in (found, plain)]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-3)
+
+
+def test_a_log_that_is_not_kept():
+    tensors = inputs(N=37, M=35, D=40)[:6]
+    with poisoned():
+        (both, lse), (expected, _) = (attend(*tensors, 0.3, keep_lse=kept) for kept in (False, True))
+    assert lse.shape == (0,)
+    torch.testing.assert_close(both, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("mode", "required", "kept"),
+    [
+        (torch.enable_grad, "w_ref", True),  # one of them is enough
+        (torch.enable_grad, None, False),
+        (torch.no_grad, "q", False),
+        (torch.inference_mode, "q", False),
+    ],
+)
+def test_the_log_is_kept_where_a_derivative_may_be_asked_for(mode, required, kept, compiled, monkeypatch):
+    found, right = [], triton_forward.attend
+    monkeypatch.setattr(
+        triton_forward, "attend", lambda *args, keep_lse: (found.append(keep_lse), right(*args, keep_lse))[1]
+    )
+    tensors = inputs()
+    if required:
+        tensors[NAMES.index(required)].requires_grad_()
+    call = torch.compile(Module(), fullgraph=True, backend="aot_eager") if compiled else Module()
+    with mode():
+        out = call(*tensors)
+    assert found == [kept]
+    assert out.requires_grad == kept
+    torch.testing.assert_close(out, reference_attention(*tensors, backend="eager"), rtol=1e-4, atol=1e-4)
+
+
+class Allocations(TorchDispatchMode):
+    """Shapes of what is allocated."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if not function.is_view:
+            self.shapes.append(tuple(out.shape))
+        return out
+
+
+def test_nothing_is_allocated_beside_attention_and_the_result(monkeypatch):
+    """Above all no copy of inputs, weights or biases; but for eight ones."""
+    monkeypatch.setattr(triton_forward, "launch", lambda *arguments, **constants: None)
+    *attention, w_out, b_out, w_ref, b_ref, residual = inputs(B=1, F=2, N=16, H=2, D=40, M=16, C=24)
+    with Allocations() as found:
+        both, _ = attend(*attention, 0.3, keep_lse=False)
+        project(both, w_out, b_out, w_ref, b_ref, residual)
+    assert found.shapes == [(2, 16, 160), (0,), (8,), (32, 24)]

@@ -51,17 +51,18 @@ def attend(
     k_ref: Tensor,  # [B, M, H, D]
     v_ref: Tensor,  # [B, M, H, D]
     scale: float,
+    keep_lse: bool = True,
 ) -> tuple[Tensor, Tensor]:  # [B*F, N, 2*H*D] own | reference; [B*F, 2*H, N] natural log of sum of exp, float32
-    """softmax(scale q k^T) v of both branches, side by side."""
+    """softmax(scale q k^T) v of both branches, side by side. A log that no backward will read is not kept: [0] then."""
     B, F, N, H, D = q.shape
     tile = TILES[D]
     queries = [describe(x, tile.queries) for x in (q, q_ref)]
     keys = [describe(x, tile.keys) for x in (k, v, k_ref[:, None], v_ref[:, None])]
     tensors = [queries[0], keys[0], keys[1], queries[1], keys[2], keys[3]]
     both = q.new_empty(B * F, N, 2 * H * D)
-    lse = q.new_empty(B * F, 2 * H, N, dtype=torch.float32)
+    lse = q.new_empty((B * F, 2 * H, N) if keep_lse else 0, dtype=torch.float32)
     programs = math.ceil(N / (tile.warpgroups * tile.queries)) * 2 * H * B * F
-    sizes = (scale * LOG2_E, F, N, k_ref.shape[1], H)
+    sizes = (scale * LOG2_E, F, N, k_ref.shape[1], H, N if keep_lse else 0)
     launch(attend_kernel, programs, q, *tensors, both, lse, *sizes, **tile_constants(D, tile))
     return both, lse
 

@@ -115,7 +115,7 @@ def _store(base, values, first_row, n_rows, row, first_column, n_columns, layout
 
 @gluon.jit
 def _consume(
-    q, q_full, k_ring, v_ring, both, lse, scale, first_row, N, n_keys, both_row,
+    q, q_full, k_ring, v_ring, both, lse, scale, first_row, N, lse_rows, n_keys, both_row,
     D: gl.constexpr, D0: gl.constexpr, D1: gl.constexpr,
     QUERIES: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
@@ -166,10 +166,10 @@ def _consume(
     _store(both, _times_rows(out0, 1 / total, of_out0), first_row, N, both_row, 0, D, of_out0)
     _store(both, _times_rows(out1, 1 / total, of_out1), first_row, N, both_row, D0, D, of_out1)
     rows = first_row + gl.arange(0, QUERIES, of_rows)
-    gl.store(lse + rows, (top + gl.log2(total)) * 0.6931471805599453, mask=rows < N)
+    gl.store(lse + rows, (top + gl.log2(total)) * 0.6931471805599453, mask=rows < lse_rows)
 
 
-@gluon.jit(do_not_specialize=["F", "N", "M", "H"])
+@gluon.jit(do_not_specialize=["F", "N", "M", "H", "lse_rows"])
 def attend_kernel(
     q,  # descriptors of [B, F, H, N, D]
     k,
@@ -178,12 +178,13 @@ def attend_kernel(
     kr,  # [B, 1, H, M, D]
     vr,
     both,  # [B*F, N, 2*H*D]
-    lse,  # [B*F, 2*H, N]
+    lse,  # [B*F, 2*H, N], or anything if none of it is kept
     scale,  # of the scores, times log2 e
     F,
     N,
     M,
     H,
+    lse_rows,  # N, or 0: none is kept
     D: gl.constexpr,
     D0: gl.constexpr,  # D0 + D1 >= D, powers of two
     D1: gl.constexpr,
@@ -232,10 +233,10 @@ def attend_kernel(
     if WARPGROUPS == 2:
         gl.warp_specialize(
             [
-                (_consume, (q0, q_full, k_ring, v_ring, both, lse, scale, first_row, N, n_keys, both_row,
-                            D, D0, D1, QUERIES, KEYS, STAGES)),
-                (_consume, (q1, q_full, k_ring, v_ring, both, lse, scale, first_row + QUERIES, N, n_keys, both_row,
-                            D, D0, D1, QUERIES, KEYS, STAGES)),
+                (_consume, (q0, q_full, k_ring, v_ring, both, lse, scale, first_row, N, lse_rows,
+                            n_keys, both_row, D, D0, D1, QUERIES, KEYS, STAGES)),
+                (_consume, (q1, q_full, k_ring, v_ring, both, lse, scale, first_row + QUERIES, N, lse_rows,
+                            n_keys, both_row, D, D0, D1, QUERIES, KEYS, STAGES)),
                 (_produce_own_or_reference, (own, q, k, v, qr, kr, vr, q_tiles, q_full, k_ring, v_ring,
                                              frame_of_all // F, frame_of_all % F, head_of_both % H, first_row, n_keys,
                                              WARPGROUPS, QUERIES, KEYS, STAGES)),
@@ -247,12 +248,12 @@ def attend_kernel(
         q2 = q_tiles.index(2).reshape([QUERIES, WIDTH])
         gl.warp_specialize(
             [
-                (_consume, (q0, q_full, k_ring, v_ring, both, lse, scale, first_row, N, n_keys, both_row,
-                            D, D0, D1, QUERIES, KEYS, STAGES)),
-                (_consume, (q1, q_full, k_ring, v_ring, both, lse, scale, first_row + QUERIES, N, n_keys, both_row,
-                            D, D0, D1, QUERIES, KEYS, STAGES)),
-                (_consume, (q2, q_full, k_ring, v_ring, both, lse, scale, first_row + 2 * QUERIES, N, n_keys, both_row,
-                            D, D0, D1, QUERIES, KEYS, STAGES)),
+                (_consume, (q0, q_full, k_ring, v_ring, both, lse, scale, first_row, N, lse_rows,
+                            n_keys, both_row, D, D0, D1, QUERIES, KEYS, STAGES)),
+                (_consume, (q1, q_full, k_ring, v_ring, both, lse, scale, first_row + QUERIES, N, lse_rows,
+                            n_keys, both_row, D, D0, D1, QUERIES, KEYS, STAGES)),
+                (_consume, (q2, q_full, k_ring, v_ring, both, lse, scale, first_row + 2 * QUERIES, N, lse_rows,
+                            n_keys, both_row, D, D0, D1, QUERIES, KEYS, STAGES)),
                 (_produce_own_or_reference, (own, q, k, v, qr, kr, vr, q_tiles, q_full, k_ring, v_ring,
                                              frame_of_all // F, frame_of_all % F, head_of_both % H, first_row, n_keys,
                                              WARPGROUPS, QUERIES, KEYS, STAGES)),

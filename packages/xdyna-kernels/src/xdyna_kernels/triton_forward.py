@@ -60,7 +60,7 @@ def store(base, values, rows, row_limit, stride, columns, column_limit):
     tl.store(at, values.to(base.dtype.element_ty), mask=(rows < row_limit)[:, None] & (columns < column_limit)[None, :])
 
 
-@triton.jit(do_not_specialize=["F", "N", "M", "H", *STRIDES])
+@triton.jit(do_not_specialize=["F", "N", "M", "H", "lse_rows", *STRIDES])
 def attend_kernel(
     q,  # [B, F, N, H, D]
     k,  # [B, F, N, H, D]
@@ -70,12 +70,13 @@ def attend_kernel(
     vr,  # [B, M, H, D]
     ones,  # [8]
     both,  # [B*F, N, 2*H*D]
-    lse,  # [B*F, 2*H, N]
+    lse,  # [B*F, 2*H, N], or anything if none of it is kept
     scale,  # of the scores, times log2 e
     F,
     N,
     M,
     H,
+    lse_rows,  # N, or 0: none is kept. Not compiled apart, which costs registers: 134 for 125 at D = 40 on sm_90
     q_b,
     q_f,
     q_n,
@@ -174,7 +175,7 @@ def attend_kernel(
     if D1 > 0:
         store(both_base, out1 / total[:, None], queries, N, both_row, c1, D)
     lse_base = lse + (frame_of_all.to(tl.int64) * 2 * H + head_of_both) * N
-    tl.store(lse_base + queries, (top + tl.math.log2(total)) * 0.6931471805599453, mask=queries < N)
+    tl.store(lse_base + queries, (top + tl.math.log2(total)) * 0.6931471805599453, mask=queries < lse_rows)
 
 
 @triton.jit(do_not_specialize=["R", "K"])
@@ -265,8 +266,9 @@ def attend(
     k_ref: Tensor,  # [B, M, H, D]
     v_ref: Tensor,  # [B, M, H, D]
     scale: float,
+    keep_lse: bool = True,
 ) -> tuple[Tensor, Tensor]:  # [B*F, N, 2*H*D] own | reference; [B*F, 2*H, N] natural log of sum of exp, float32
-    """softmax(scale q k^T) v of both branches, side by side."""
+    """softmax(scale q k^T) v of both branches, side by side. A log that no backward will read is not kept: [0] then."""
     B, F, N, H, D = q.shape
     M = k_ref.shape[1]
     arithmetic = tiles.arithmetic(q.dtype)
@@ -274,10 +276,10 @@ def attend(
     tensors = [readable(x) for x in (q, k, v, q_ref, k_ref, v_ref)]
     strides = [s // ALIGNMENT for x in tensors for s in x.stride()[:-1]]
     both = q.new_empty(B * F, N, 2 * H * D)
-    lse = q.new_empty(B * F, 2 * H, N, dtype=torch.float32)
+    lse = q.new_empty((B * F, 2 * H, N) if keep_lse else 0, dtype=torch.float32)
     even = N % tile.keys == 0 and M % tile.keys == 0
     ones = q.new_ones(ALIGNMENT)
-    sizes = (scale * LOG2_E, F, N, M, H)
+    sizes = (scale * LOG2_E, F, N, M, H, N if keep_lse else 0)
     programs = math.ceil(N / tile.queries) * 2 * H * B * F
     constants = attend_constants(tile, arithmetic, D, even)
     launch(attend_kernel, programs, tile, *tensors, ones, both, lse, *sizes, *strides, **constants)

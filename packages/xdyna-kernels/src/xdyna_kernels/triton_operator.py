@@ -7,6 +7,9 @@ The backward is chosen with the forward, since it decides what is kept for it:
   computes them.
 - "recompute" keeps the inputs alone, and costs a second forward: it computes the "sdpa" backend and takes that one's
   derivatives. So do second derivatives, whichever was chosen: only PyTorch's own operations have them.
+
+So where nothing needs a derivative, "recompute" is what costs nothing: no log is written, and nothing is returned for
+later.
 """
 
 from typing import Any
@@ -33,22 +36,25 @@ def forward(
     backward: str,  # one of BACKWARDS
     kernel: str = "triton",  # or "gluon": whose attention
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The result [B, F, N, C]; own and reference attention side by side [B*F, N, 2*H*D]; log of the sum of exp of the
-    scores [B*F, 2*H, N], own heads, then reference heads."""
+    """The result [B, F, N, C]; and for the backward, both [0] under "recompute": own and reference attention side by
+    side [B*F, N, 2*H*D]; log of the sum of exp of the scores [B*F, 2*H, N], own heads, then reference heads."""
     from .triton_forward import attend, project  # imports triton, which a CPU may not have
 
     if kernel == "gluon":
         from .gluon_forward import attend
-    both, lse = attend(q, k, v, q_ref, k_ref, v_ref, scale=q.shape[-1] ** -0.5)
+    kept = backward != "recompute"
+    both, lse = attend(q, k, v, q_ref, k_ref, v_ref, q.shape[-1] ** -0.5, keep_lse=kept)
     out = project(both, w_out, b_out, w_ref, b_ref, residual)
-    return out.view(*q.shape[:3], w_out.shape[0]), both, lse
+    return out.view(*q.shape[:3], w_out.shape[0]), both if kept else both.new_empty(0), lse
 
 
 @forward.register_fake
 def _(q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual, backward, kernel="triton"):
     B, F, N, H, D = q.shape
-    lse = q.new_empty(B * F, 2 * H, N, dtype=torch.float32)
-    return q.new_empty(B, F, N, w_out.shape[0]), q.new_empty(B * F, N, 2 * H * D), lse
+    kept = backward != "recompute"
+    both = q.new_empty((B * F, N, 2 * H * D) if kept else 0)
+    lse = q.new_empty((B * F, 2 * H, N) if kept else 0, dtype=torch.float32)
+    return q.new_empty(B, F, N, w_out.shape[0]), both, lse
 
 
 @torch.library.custom_op("xdyna::reference_attention_triton_backward", mutates_args=())
