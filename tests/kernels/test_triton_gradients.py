@@ -49,7 +49,7 @@ def _untouched(monkeypatch):
 
 def gradients(tensors, wanted=NAMES, dtype=None, **options):
     """Derivatives of a random weighting of the result, by name."""
-    leaves = {n: None if t is None else t.detach().to(dtype or t.dtype) for n, t in tensors.items()}
+    leaves: dict = {n: None if t is None else t.detach().to(dtype or t.dtype) for n, t in tensors.items()}
     wanted = [n for n in wanted if leaves[n] is not None]
     for name in wanted:
         leaves[name].requires_grad_()
@@ -58,7 +58,7 @@ def gradients(tensors, wanted=NAMES, dtype=None, **options):
     return dict(zip(wanted, torch.autograd.grad((out * weights).sum(), [leaves[n] for n in wanted]), strict=True))
 
 
-def beyond(tensors, wanted=NAMES, backend="triton", backward="triton"):
+def beyond(tensors, wanted=NAMES, **options):
     """Names of derivatives more than twice as far from float64 as those of the plain formula, but for a small slack.
 
     The error is root mean square, relative to the tensor, or to 1 where that is less. The slack is half an ulp in
@@ -66,7 +66,7 @@ def beyond(tensors, wanted=NAMES, backend="triton", backward="triton"):
     """
     exact = gradients(tensors, wanted, torch.float64, backend="eager")
     plain = gradients(tensors, wanted, backend="eager")
-    found = gradients(tensors, wanted, backend=backend, backward=backward)
+    found = gradients(tensors, wanted, **{"backend": "triton", "backward": "triton"} | options)
     slack = max(torch.finfo(tensors["q"].dtype).eps / 2, 2e-6)
 
     def error(name, x):
