@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("triton")
 
 from xdyna_kernels import gluon_ahead_of_time, gluon_keys_kernel
-from xdyna_kernels.gluon_ahead_of_time import TABLES, compile_kernel, faults, read_golden
+from xdyna_kernels.gluon_ahead_of_time import TABLES, compile_kernel, faults, read_golden, unordered
 
 sys.path.insert(0, str(Path(__file__).parent))
 from gluon_on_cpu import edited_kernel
@@ -70,6 +70,7 @@ def test_the_kernel_keeps_to_what_is_recorded(kernel, D, dtype):
         ({"stack": 16}, "spills: 0 LDL/STL, 16 bytes of stack"),
         ({"shared": 232_449}, "shared memory: 232449 bytes, sm_90 has 232448"),
         ({"products": {"64x128x16": 3, "64x64x16": 8}}, "matrix instructions: "),
+        ({"unordered": 1}, "warps are told what to run without a barrier: 1"),
         ({"order": "QK barrier PV wait(2) wait(0) exp barrier"}, "order: "),
         ({"instructions": D40.instructions + 9}, f"instructions: {D40.instructions + 9}, recorded"),
     ],
@@ -100,3 +101,25 @@ def test_exponentials_that_idle_the_tensor_cores_do_not_pass(tmp_path, monkeypat
     monkeypatch.setitem(gluon_ahead_of_time.KERNELS, "keys", edited.keys_kernel)
     (line,) = faults(compile_kernel("keys", 40)[0], GOLDEN["keys"][40])
     assert line == f"order: barrier QK wait(0) exp PV wait(2) PV wait(0), recorded {ORDERS['keys']}"
+
+
+HANDED_OUT = """
+st.shared.v2.b32 \t[global_smem+131512], {0, 16843009};
+add.s32 \t%r2031, %r2014, 106496;
+st.shared.v2.b32 \t[global_smem+131072], {%r2031, 0};
+barrier.sync \t1;
+setmaxnreg.dec.sync.aligned.u32 \t160;
+$L__BB0_4:
+barrier.sync \t1;
+add.s32 \t%r169, %r168, %r2;
+ld.shared.b8 \t%r167, [%r169+131508];
+"""
+
+
+@pytest.mark.parametrize(
+    ("gone", "count"), [("", 0), ("};\nbarrier.sync \t1;", 2), ("4:\nbarrier.sync \t1;", 1), ("barrier.sync \t1;\n", 3)]
+)
+def test_a_hand_out_of_work_without_its_barrier_is_counted(gone, count):
+    """Cut down from what attention compiles to."""
+    kept = gone.replace("barrier.sync \t1;", "")
+    assert unordered(HANDED_OUT.replace(gone, kept) if gone else HANDED_OUT) == count

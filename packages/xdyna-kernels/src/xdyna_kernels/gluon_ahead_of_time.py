@@ -49,6 +49,7 @@ class Figures:
     shared: int  # bytes per program
     instructions: int  # in the loop, each of which takes an issue slot of every warp
     products: dict[str, int]  # matrix instructions of the loop, by shape
+    unordered: int  # accesses to what tells warps what to run, see `unordered`
     order: str  # of the loop's matrix instructions ("QK" of scores, "PV" of sums), exponentials and waits; repeats once
 
 
@@ -82,6 +83,7 @@ def compile_kernel(kernel: str, D: int, dtype: torch.dtype = torch.bfloat16, til
             shared=compiled.metadata.shared,
             instructions=len(loop),
             products=dict(Counter(re.findall(r"HGMMA\.(\w+)", "\n".join(loop)))),
+            unordered=unordered(compiled.asm["ptx"]),
             order=_order(loop),
         )
         for loop in _loops(code)
@@ -123,6 +125,23 @@ def _order(loop: list[str]) -> str:
     return " ".join(words)
 
 
+def unordered(ptx: str) -> int:
+    """How many accesses to what `warp_specialize` writes for the other warps, bytes that tell each what to run and its
+    arguments, have no barrier of the whole program between them: behind the writes, before the reads of the bytes."""
+    # Writes are to addresses known when it compiles; nothing else reads single bytes of shared memory.
+    write, read, barrier = r"st\.shared\.\S+\s+\[global_smem\+\d+\]", r"ld\.shared\.b8\b", r"barrier\.sync\s+1;"
+    block_end = r"^\$\w+:|\bbra\b|\bbrx\b|\bret;"
+    lines = [line.strip() for line in ptx.splitlines()]
+
+    def meets_barrier(path: list[str]) -> bool:
+        first = next((line for line in path if re.search(f"{barrier}|{block_end}|{read}", line)), "")
+        return bool(re.search(barrier, first))
+
+    written = [meets_barrier(lines[k + 1 :]) for k, line in enumerate(lines) if re.search(write, line)]
+    told = [meets_barrier(lines[:k][::-1]) for k, line in enumerate(lines) if re.search(read, line)]
+    return [*written, *told].count(False)
+
+
 def faults(found: Figures, recorded: Figures) -> list[str]:
     """What is wrong with the compiled kernel, one line each; empty if it may be used."""
     wrong = []
@@ -132,6 +151,8 @@ def faults(found: Figures, recorded: Figures) -> list[str]:
         wrong.append(f"shared memory: {found.shared} bytes, sm_90 has {SHARED_LIMIT['sm_90']}")
     if found.products != recorded.products:
         wrong.append(f"matrix instructions: {found.products}, recorded {recorded.products}")
+    if found.unordered:
+        wrong.append(f"warps are told what to run without a barrier: {found.unordered}")
     if found.order != recorded.order:
         wrong.append(f"order: {found.order}, recorded {recorded.order}")
     if found.instructions > recorded.instructions + INSTRUCTION_SLACK:

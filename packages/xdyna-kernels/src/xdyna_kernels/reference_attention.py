@@ -75,15 +75,15 @@ def reference_attention(
             kernels; float16, bfloat16 or float32, D a multiple of 8 up to 256, an Ampere, Hopper or Blackwell data
             centre GPU; tensors whose strides are no multiples of 8 are copied first), "gluon" (the same, with its
             attention scheduled by hand for Hopper; float16 or bfloat16, D of 40, 80 or 160; the fastest at D = 40, but
-            never chosen by itself: compute-sanitizer's racecheck has not passed it), or None: "triton" where it can run
+            never chosen by itself: its present tiles have not run as a whole), or None: "triton" where it can run
             and was faster forward when timed (`tiles.PROVEN`: an H100, bfloat16, D from 80 on), else "sdpa".
         backward: of "triton" and "gluon", the others have their own. "triton" (three kernels; deterministic; no work
             for what needs no derivative; keeps 2*H*D channels per token beside the inputs; float32 without tf32),
             "gluon" (the same on Hopper, but that keys' and values' derivatives come from a kernel scheduled by hand
             where it can serve: float16 or bfloat16, D of 40 or 80, N a multiple of 4), "recompute" (keeps only the
-            inputs, and computes "sdpa" once more), or None: the backend's own where the kernels have been proven on the
-            chip and in the dtype and PyTorch would not use tf32, else "recompute". Second derivatives are those of
-            "sdpa" whichever it is.
+            inputs, and computes "sdpa" once more), or None: "triton" where it has been proven on the chip and in the
+            dtype and PyTorch would not use tf32, else "recompute". Second derivatives are those of "sdpa" whichever it
+            is.
 
     Returns:
         [B, F, N, C] in the inputs' dtype.
@@ -104,7 +104,7 @@ def reference_attention(
         raise ValueError(f"backward 'gluon' {reason}")
     if backward is None:
         exact = tiles.arithmetic(q.dtype) != "tf32"
-        backward = backend if backend not in BACKENDS and _proven(q) and exact else "recompute"
+        backward = "triton" if backend not in BACKENDS and _proven(q) and exact else "recompute"
     return torch.ops.xdyna.reference_attention(
         q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual, backend, backward
     )
