@@ -154,7 +154,7 @@ def test_gluon_tiles_are_held_to_their_limits(load, kernel, tile, message):
 def test_a_gluon_tile_that_idles_the_tensor_cores_does_not_pass(load, monkeypatch):
     gate, aot = load("gate"), importlib.import_module("xdyna_kernels.gluon_ahead_of_time")
     order = "QK barrier PV wait(2) exp barrier wait(0)"
-    fine = aot.Figures(spills=0, stack=0, shared=1000, instructions=400, products={}, order=order)
+    fine = aot.Figures(spills=0, stack=0, shared=1000, instructions=400, products={}, unordered=0, order=order)
     idle = replace(fine, order="barrier QK barrier PV wait(2) wait(0) exp")
     job = gate.GluonCase("attend", 80, torch.bfloat16, gluon_tiles.Tile(2, 64, 32, 2))
     for loops, message in (

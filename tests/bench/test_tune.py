@@ -306,7 +306,7 @@ def test_a_gluon_tile_is_tried_on_its_backend_and_written_to_its_table(load, tun
         return times
 
     stand, aot = load("gpu_stand"), importlib.import_module("xdyna_kernels.gluon_ahead_of_time")
-    figures = aot.Figures(spills=0, stack=0, shared=1, instructions=1, products={}, order="")
+    figures = aot.Figures(spills=0, stack=0, shared=1, instructions=1, products={}, unordered=0, order="")
 
     def compile_kernel(kernel, D, dtype, tile):
         return [replace(figures, order=aot.PIPELINED[kernel])] * tile.warpgroups
