@@ -96,6 +96,13 @@ def test_missing_tokenizer(folder):
         load_pipeline(folder)
 
 
+def test_a_training_run_stands_for_the_model_in_it(folder):
+    assert torch.equal(load_pipeline(folder.parent).unet.conv_in.weight, load_pipeline(folder).unet.conv_in.weight)
+    (folder / "model_index.json").unlink()
+    with pytest.raises(InputError, match="not a pipeline folder"):
+        load_pipeline(folder.parent)
+
+
 def test_another_pipeline_is_refused(folder):
     index = json.loads((folder / "model_index.json").read_text())
     del index["controlnet_face"]

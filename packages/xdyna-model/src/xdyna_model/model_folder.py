@@ -26,6 +26,7 @@ from xdyna_model.positional_unet import PositionalUNet
 from xdyna_model.sampling import released_scheduler
 from xdyna_model.unet import XDynaUNet
 
+INDEX = "model_index.json"
 # Components that hold weights.
 _WEIGHTS: dict[str, type] = {
     "vae": AutoencoderKL,
@@ -224,8 +225,10 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def _local_folder(source: str | Path) -> Path:
-    if Path(source).is_dir():
-        return Path(source)
+    folder = Path(source)
+    if folder.is_dir():
+        run = not (folder / INDEX).exists() and (folder / "model" / INDEX).exists()  # of xdyna-train fit
+        return folder / "model" if run else folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise InputError(f"{source}: no such folder; give a pipeline folder or a hub id like owner/name")
     try:
@@ -235,7 +238,7 @@ def _local_folder(source: str | Path) -> Path:
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
-    path = folder / "model_index.json"
+    path = folder / INDEX
     try:
         index = json.loads(path.read_text())
     except FileNotFoundError as error:
