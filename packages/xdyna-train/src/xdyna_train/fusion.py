@@ -59,8 +59,15 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same on another device."""
+        return self._each(lambda x: x.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The same where a GPU copies from at full speed; a `DataLoader` that pins memory calls this."""
+        return self._each(lambda x: x.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        values |= {k: v.to(device) for k, v in values.items() if isinstance(v, Tensor)}
+        values |= {k: change(v) for k, v in values.items() if isinstance(v, Tensor)}
         return Batch(**values)
 
 

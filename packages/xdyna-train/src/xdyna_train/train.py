@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
-from itertools import accumulate, chain
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
@@ -173,19 +173,24 @@ class _Run:
         learning = self._begin(stage)
         self.frozen = frozen_hash(self.nets)
         optimizer = torch.optim.AdamW(
-            learning, config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+            learning,
+            config.learning_rate,
+            betas=config.betas,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         if steps.start and self.optimizer_state is not None:  # not that of the stage before
             optimizer.load_state_dict(self.optimizer_state)
         self.optimizer_state = None
-        with closing(self._batches(index, stage, steps)) as batches, self._captured(batches) as rest:
+        with self._captured(index, stage, steps.start), closing(self._batches(index, stage, steps)) as batches:
             model, optimizer = accelerator.prepare(self.trainee, optimizer)
             model.train()
             for step in steps:
                 rate = learning_rate(config, done + step)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                facts = self._step(model, optimizer, learning, rest, done + step + 1)
+                facts = self._step(model, optimizer, learning, batches, done + step + 1)
                 self.averages.step()
                 self.record.line(step=done + step + 1, lr=rate, stage=stage.name, **facts)
                 self._keep(optimizer, done + step + 1, last=step + 1 == stage.steps)
@@ -193,18 +198,21 @@ class _Run:
         accelerator.free_memory()
 
     @contextmanager
-    def _captured(self, batches: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
-        """The batches, and the trainee captured with the first of them where CUDA graphs are asked for."""
+    def _captured(self, index: int, stage: Stage, step: int) -> Iterator[None]:
+        """The trainee captured with the batch of a step, where CUDA graphs are asked for."""
         config, accelerator = self.config, self.accelerator
         # A graph writes its gradients to the same place each time: two parts of a step would overwrite each other.
         plain = config.accumulate > 1 or config.gradient_checkpointing or accelerator.num_processes > 1
         if not config.cuda_graphs or plain or accelerator.device.type != "cuda":
-            yield batches
+            yield
             return
-        first = next(batches)
+        # Drawn here and once more by the loader, whose thread pins memory: that would break the capture off.
+        batch = collate(
+            [self.data[place] for place in next(places(index, range(step, step + 1), stage.batch, 0, 1, 1))]
+        )
         self.trainee.train()
-        with captured(self.trainee, self._prepare(first.to(accelerator.device))[0], accelerator):
-            yield chain([first], batches)
+        with captured(self.trainee, self._prepare(batch.to(accelerator.device))[0], accelerator):
+            yield
 
     def _batches(self, index: int, stage: Stage, steps: range) -> Generator[Batch]:
         config, accelerator = self.config, self.accelerator
@@ -216,6 +224,7 @@ class _Run:
             batch_sampler=shares,
             collate_fn=collate,
             num_workers=config.workers,
+            pin_memory=accelerator.device.type == "cuda",
         )
         try:
             yield from loader
@@ -234,7 +243,8 @@ class _Run:
             with nullcontext() if part == parts - 1 else accelerator.no_sync(model):
                 loss = self._loss(model, batch) / parts
                 accelerator.backward(loss)
-            total += torch.stack([loss.detach(), loss.new_tensor(len(batch.skipped))])
+            total[0] += loss.detach()
+            total[1] += len(batch.skipped)
         loss, num_skipped = cast(Tensor, accelerator.reduce(total, "mean")).tolist()  # no number here if none in one
         norm = cast(Tensor, accelerator.clip_grad_norm_(learning, self.config.clip_norm)).item()
         if not math.isfinite(loss):
