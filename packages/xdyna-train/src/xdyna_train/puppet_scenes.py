@@ -13,7 +13,7 @@ from xdyna_train.puppet_strokes import Layer, Strokes, supersampling
 
 KINDS = ("waterfall", "fireworks", "clouds", "rain", "snow", "ocean", "grass", "stars", "room")
 
-# Velocity (right, down) in heights a frame: one way and nearly one speed for each kind, so that a still picture tells
+# Velocity (right, down) in heights a frame: one way and one speed for each kind, so that a still picture tells
 # how it goes on.
 _DRIFTS = {
     "waterfall": (0.0, 0.0205),
@@ -24,7 +24,6 @@ _DRIFTS = {
     "grass": (0.0145, 0.0),
     "stars": (-0.009, 0.0),
 }
-_SPEED_RANGE = (0.9, 1.1)
 DRIFTING = tuple(_DRIFTS)  # the kinds whose velocity is not zero
 
 
@@ -43,11 +42,7 @@ class Scene:
         if kind not in KINDS:
             raise ValueError(f"unknown scene kind {kind!r}; one of {', '.join(KINDS)}")
         seed = int(rng.integers(2**31))
-        if kind not in _DRIFTS:
-            return cls(kind, seed)
-        right, down = _DRIFTS[kind]
-        speed = float(rng.uniform(*_SPEED_RANGE))
-        return cls(kind, seed, (right * speed, down * speed))
+        return cls(kind, seed, _DRIFTS.get(kind, (0.0, 0.0)))
 
     def flow(self, height: int) -> tuple[float, float]:
         """The velocity in pixels a frame, (right, down), for pictures of that height."""
