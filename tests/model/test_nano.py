@@ -10,9 +10,9 @@ from xdyna_model.driving import MAPS
 from xdyna_model.dynamics_adapter import DynamicsAdapter
 from xdyna_model.images import fit
 from xdyna_model.model_folder import load_pipeline
-from xdyna_model.nano import nano_pipeline
+from xdyna_model.nano import CPU_SIZE, GPU_SIZE, nano_pipeline
 from xdyna_model.pixel_codec import PixelCodec
-from xdyna_model.positional_unet import NUM_POSITION_CHANNELS, PositionalUNet, position_channels
+from xdyna_model.positional_unet import NUM_POSITION_CHANNELS, PositionalUNet, moment_channels, position_channels
 from xdyna_model.unet import XDynaUNet
 from xdyna_model.video import read_frames
 
@@ -36,9 +36,17 @@ def test_pixel_codec_loses_nothing():
 
 def test_every_place_is_told_from_every_other():
     places = position_channels(28, 16).flatten(1)
-    assert len(places) == NUM_POSITION_CHANNELS - 1
-    distance = torch.cdist(places.T, places.T) + 1e9 * torch.eye(places.shape[1])
-    assert distance.min() > 1
+    assert _least_distance(places) > 1
+
+
+def test_every_moment_of_a_window_is_told_from_every_other():
+    moments = moment_channels(17)  # the reference among them
+    assert len(moments) == NUM_POSITION_CHANNELS - 1 - len(position_channels(28, 16))
+    assert _least_distance(moments[:, 1:]) > 1
+
+
+def _least_distance(columns: torch.Tensor) -> float:
+    return float((torch.cdist(columns.T, columns.T) + 1e9 * torch.eye(columns.shape[1])).min())
 
 
 def test_positional_unet_is_the_denoiser_with_more_input(untrained):
@@ -48,9 +56,12 @@ def test_positional_unet_is_the_denoiser_with_more_input(untrained):
     flag = torch.zeros(b, 1, f, h, w)
     flag[:, :, 0] = 3
     places = position_channels(h, w)[None, :, None].expand(b, -1, f, -1, -1)
+    moments = moment_channels(f)[None, :, :, None, None].expand(b, -1, -1, h, w)
     with torch.no_grad():
         told = unet(sample, torch.tensor([3, 700]), text, image).sample
-        by_hand = XDynaUNet.forward(unet, torch.cat([sample, places, flag], 1), torch.tensor([3, 700]), text, image)
+        by_hand = XDynaUNet.forward(
+            unet, torch.cat([sample, places, moments, flag], 1), torch.tensor([3, 700]), text, image
+        )
     assert torch.equal(told, by_hand.sample)
 
 
@@ -81,6 +92,13 @@ def test_untrained_reference_queries_find_their_own_place(untrained):
     for hook in hooks:
         hook.remove()
     assert max(found) > 2.5 * max(random)
+
+
+@pytest.mark.parametrize("size", [CPU_SIZE, GPU_SIZE])
+def test_either_size_is_small_enough_to_ship(size):
+    """In float16, as it would be published, with a MiB for all that is not weights."""
+    parts = [part for part in nano_pipeline(size=size).components.values() if isinstance(part, nn.Module)]
+    assert sum(2 * weight.numel() for part in parts for weight in part.parameters()) <= 19 * 2**20
 
 
 def test_shipped_weights_fit_and_are_small():

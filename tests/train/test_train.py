@@ -87,6 +87,17 @@ def part(name: str) -> str:
     return "motion" if ".motion_modules." in name else "backbone"
 
 
+def test_epsilon_stops_what_has_small_gradients(tmp_path: Path, steps: Callable, new_pipeline: Callable, waves: Any):
+    """So large that it stops everything but the weights' decay."""
+    before = [weight.detach() for weight in new_pipeline().unet.parameters()]
+    moved = []
+    for epsilon in (1e-8, 1e6):
+        pipeline = new_pipeline()
+        fit(pipeline, waves, steps(1, epsilon=epsilon, weight_decay=0.0), tmp_path / str(epsilon))
+        moved.append(max(float((a - b).abs().max()) for a, b in zip(before, pipeline.unet.parameters(), strict=True)))
+    assert moved[0] > 1e4 * moved[1]
+
+
 def test_each_stage_changes_its_parts_and_nothing_else(uninterrupted: Path, new_pipeline: Callable) -> None:
     start = train.Trainee(new_pipeline()).state_dict()
     steps = [start, *(weights_after(uninterrupted, step) for step in range(1, 8))]

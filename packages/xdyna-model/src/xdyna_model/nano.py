@@ -1,7 +1,8 @@
 """The nano model: the whole system at a size that two CPU cores train in an hour or two and run in seconds.
 
-It differs from the released model in size, in having pixels for latents (`PixelCodec`), in being told where a latent
-lies (`PositionalUNet`), and in predicting the clean clip itself: it is trained from scratch, without Stable Diffusion.
+It differs from the released model in size, in having pixels for latents (`PixelCodec`), in being told where and when a
+latent lies (`PositionalUNet`), and in predicting the clean clip itself: it is trained from scratch, without Stable
+Diffusion.
 """
 
 from typing import Any
@@ -22,16 +23,13 @@ from xdyna_model.positional_unet import NUM_POSITION_CHANNELS, PositionalUNet
 PATCH = 4
 LATENT_CHANNELS = 3 * PATCH**2
 BACKBONE: dict[str, Any] = {
-    "block_out_channels": (32, 96, 128),
     "layers_per_block": 1,
     "norm_num_groups": 16,
     "cross_attention_dim": tiny.WIDTH,
 }
-ATTENTION: dict[str, Any] = {
-    "num_attention_heads": (1, 2, 4),
-    "motion_num_attention_heads": 4,
-    "use_motion_mid_block": True,
-}
+# Channels and attention heads of the three levels.
+CPU_SIZE: dict[str, Any] = {"block_out_channels": (32, 96, 128), "num_attention_heads": (1, 2, 4)}
+GPU_SIZE: dict[str, Any] = {"block_out_channels": (64, 96, 96), "num_attention_heads": (2, 3, 4)}
 QUERY_GAIN = 4.0
 TEXT_TOKENS = 8  # the prompt is empty in training
 CONTROL: dict[str, Any] = {
@@ -55,8 +53,10 @@ def nano_scheduler() -> DDIMScheduler:
     )
 
 
-def nano_pipeline(seed: int = 0) -> XDynaPipeline:
-    """The nano model before training: random weights drawn from `seed`, float32 on the CPU."""
+def nano_pipeline(seed: int = 0, size: dict[str, Any] = CPU_SIZE) -> XDynaPipeline:
+    """The nano model before training: random weights drawn from `seed`, float32 on the CPU. size: `CPU_SIZE`, or
+    `GPU_SIZE`, which takes twice the time."""
+    control = CONTROL | BACKBONE | {"block_out_channels": size["block_out_channels"]}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pipeline = XDynaPipeline(
@@ -69,11 +69,13 @@ def nano_pipeline(seed: int = 0) -> XDynaPipeline:
                 out_channels=LATENT_CHANNELS,
                 down_block_types=("CrossAttnDownBlockMotion",) * 3,
                 up_block_types=("CrossAttnUpBlockMotion",) * 3,
+                motion_num_attention_heads=4,
+                use_motion_mid_block=True,
                 **BACKBONE,
-                **ATTENTION,
+                **size,
             ),
-            controlnet=ControlNetModel(conditioning_channels=3, **CONTROL, **BACKBONE),
-            controlnet_face=ControlNetModel(conditioning_channels=6, **CONTROL, **BACKBONE),
+            controlnet=ControlNetModel(conditioning_channels=3, **control),
+            controlnet_face=ControlNetModel(conditioning_channels=6, **control),
             image_encoder=CLIPVisionModelWithProjection(tiny.vision_config()),
             feature_extractor=CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}),
             image_projection=ImageProjection(

@@ -1,4 +1,7 @@
-"""A denoiser that is told where a latent lies: what a model trained from scratch needs, and a pretrained one has."""
+"""A denoiser that is told where and when a latent lies: what a model trained from scratch needs, and a pretrained one
+has."""
+
+from functools import lru_cache
 
 import torch
 from diffusers import (
@@ -6,18 +9,21 @@ from diffusers import (
 )
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_motion_model import UNetMotionOutput
+from einops import repeat
 from torch import Tensor
 
 from xdyna_model.unet import XDynaUNet, with_released_defaults
 
-FREQUENCIES = (0.25, 0.5, 1.0, 2.0, 4.0)  # cycles over the longer side
+FREQUENCIES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # cycles over the longer side
 # Louder than the latents, which are noise at first and many more channels.
 AMPLITUDE = 3.0
-NUM_POSITION_CHANNELS = 4 * len(FREQUENCIES) + 1
+MOMENT_FREQUENCIES = (0.25, 0.5, 1.0, 2.0, 4.0, 6.0)  # cycles over a window
+WINDOW = 16  # frames
+NUM_POSITION_CHANNELS = 4 * len(FREQUENCIES) + 2 * len(MOMENT_FREQUENCIES) + 1
 
 
 def position_channels(height: int, width: int) -> Tensor:
-    """Sines and cosines of both coordinates, [20, height, width] float32; square pixels, the origin at the top left."""
+    """Sines and cosines of both coordinates, [24, height, width] float32; square pixels, the origin at the top left."""
     scale = 2 * torch.pi / max(height, width)
     rows, columns = (scale * (torch.arange(n, dtype=torch.float32) + 0.5) for n in (height, width))
     waves = [
@@ -29,11 +35,30 @@ def position_channels(height: int, width: int) -> Tensor:
     return AMPLITUDE * torch.stack([wave.expand(height, width) for wave in waves])
 
 
-class PositionalUNet(XDynaUNet):
-    """`XDynaUNet` whose input has twenty sinusoids of the place and a flag on the reference beside the latents.
+def moment_channels(frames: int) -> Tensor:
+    """Sines and cosines of a frame's place in the clip, [12, frames] float32; the reference is frame 0."""
+    moments = 2 * torch.pi / WINDOW * torch.arange(frames, dtype=torch.float32)
+    return AMPLITUDE * torch.stack([wave(f * moments) for f in MOMENT_FREQUENCIES for wave in (torch.sin, torch.cos)])
 
-    From scratch, attention does not find "the same place in the reference" without them. Takes the configuration of
-    `XDynaUNet`; `in_channels` counts the latents' channels and the twenty-one together.
+
+@lru_cache(maxsize=4)  # a copy from the CPU in every step makes a GPU wait, and cannot be captured in a CUDA graph
+def told_channels(frames: int, height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Places, moments and the flag on the reference, [1, 37, frames, height, width]."""
+    with torch.inference_mode(False):  # what is kept may be trained with later
+        places = repeat(position_channels(height, width), "c h w -> c f h w", f=frames)
+        moments = repeat(moment_channels(frames), "c f -> c f h w", h=height, w=width)
+        flag = torch.zeros(1, frames, height, width)
+        flag[:, 0] = AMPLITUDE
+        return torch.cat([places, moments, flag])[None].to(device, dtype)
+
+
+class PositionalUNet(XDynaUNet):
+    """`XDynaUNet` whose input has, beside the latents, twenty-four sinusoids of the place, twelve of the moment and a
+    flag on the reference.
+
+    From scratch, attention does not find "the same place in the reference" without them, and what drifts is found at a
+    place that depends on the moment. Takes the configuration of `XDynaUNet`; `in_channels` counts the latents' channels
+    and the thirty-seven together.
     """
 
     @register_to_config
@@ -44,7 +69,5 @@ class PositionalUNet(XDynaUNet):
     def forward(self, sample: Tensor, *args, **kwargs) -> UNetMotionOutput | tuple[Tensor]:
         """As `XDynaUNet.forward`; sample: [B, C, F, h, w] with C the channels of the latents alone."""
         batch, _, frames, height, width = sample.shape
-        places = position_channels(height, width).to(sample)[None, :, None].expand(batch, -1, frames, -1, -1)
-        flag = torch.zeros_like(sample[:, :1])
-        flag[:, :, 0] = AMPLITUDE
-        return super().forward(torch.cat([sample, places, flag], dim=1), *args, **kwargs)
+        told = told_channels(frames, height, width, sample.device, sample.dtype)
+        return super().forward(torch.cat([sample, told.expand(batch, -1, -1, -1, -1)], dim=1), *args, **kwargs)

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, MotionAdapter, UNet2DConditionModel
@@ -19,11 +19,13 @@ from xdyna_model.model_folder import (
     naming,
     read_tensors,
 )
-from xdyna_model.nano import nano_pipeline
+from xdyna_model.nano import GPU_SIZE, nano_pipeline
 from xdyna_model.pipeline import XDynaPipeline
 from xdyna_model.sampling import released_scheduler
 from xdyna_model.tiny import tiny_pipeline
 from xdyna_model.unet import RELEASED, XDynaUNet
+
+from xdyna_train.config import Start
 
 _ADAPTER = re.compile(r"\.processor\.to_(q|out)_ref\.")
 
@@ -45,7 +47,7 @@ class StartFiles:
     ip_adapter: Path | None = None
 
 
-def starting_pipeline(model: Literal["sd15", "nano", "tiny"], files: StartFiles, seed: int) -> XDynaPipeline:
+def starting_pipeline(model: Start, files: StartFiles, seed: int) -> XDynaPipeline:
     """The pipeline to train, float32 on the CPU. seed: of the weights of a model from scratch.
 
     Raises InputError where a file is missing or does not fit; the message names it.
@@ -57,6 +59,8 @@ def starting_pipeline(model: Literal["sd15", "nano", "tiny"], files: StartFiles,
             return tiny_pipeline(seed)
         case "nano":
             return nano_pipeline(seed)
+        case "nano-gpu":
+            return nano_pipeline(seed, GPU_SIZE)
         case "sd15":
             return _from_stable_diffusion(files)
 
