@@ -19,7 +19,7 @@ from xdyna_model.errors import InputError
 from xdyna_model.pipeline import XDynaPipeline
 from xdyna_train.checkpoint import load_latest
 from xdyna_train.config import Config
-from xdyna_train.train import fit
+from xdyna_train.train import TrainingStopped, fit
 
 Lines = Callable[[Path], list[dict[str, Any]]]
 KILLS, KILLED = 20, -signal.SIGKILL
@@ -36,6 +36,27 @@ def same_end(out: Path, other: Path, lines: Lines) -> None:
         torch.testing.assert_close(ours[1][part], theirs[1][part], rtol=0, atol=0)
     for file in sorted((other / "model").rglob("*.safetensors")):
         assert (out / "model" / file.relative_to(other / "model")).read_bytes() == file.read_bytes()
+
+
+def test_a_run_that_is_asked_to_end_leaves_its_last_step(
+    tmp_path: Path, config: Config, new_pipeline: Callable, waves: Any, lines: Lines, uninterrupted: Path
+) -> None:
+    """As a scheduler asks, in the middle of a stage and between two checkpoints; and it goes on where it ended."""
+
+    def ask(_pipeline: XDynaPipeline, step: int) -> None:
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    asked = replace(config, checkpoint_every=99, sample_every=1)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(TrainingStopped, match="ended by SIGTERM after step 2; go on with --resume auto"):
+        fit(new_pipeline(), waves, asked, tmp_path, sampler=ask)
+    assert signal.getsignal(signal.SIGTERM) == before
+    found = load_latest(tmp_path / "checkpoints")
+    assert found is not None
+    assert found[0] == 2
+    fit(new_pipeline(), waves, replace(asked, sample_every=config.sample_every), tmp_path, resume=True)
+    same_end(tmp_path, uninterrupted, lines)
 
 
 def kill_at(moment: int, out: Path) -> None:

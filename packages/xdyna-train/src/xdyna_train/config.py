@@ -174,7 +174,7 @@ PRESETS = {
         ),
         model="nano-gpu",
         learning_rate=1.5e-3,
-        # At 1e-8, attention over time that would be sharper grew without end: to logits of a million in 5,000 steps.
+        # At 1e-8, attention over time that would be sharper grew without end: to logits of a million in 4,600 steps.
         epsilon=1e-6,
         warmup=100,
         ema_decay=0.998,

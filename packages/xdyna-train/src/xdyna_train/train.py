@@ -32,6 +32,7 @@ from xdyna_train.engine import attention_for, captured, new_accelerator
 from xdyna_train.fusion import Batch, FusionDataset, collate, places
 from xdyna_train.journal import METRICS, Journal
 from xdyna_train.loss import add_noise, denoising_loss, target, timestep_weights
+from xdyna_train.termination import noted_termination
 from xdyna_train.trainee import Trainee, frozen_hash, train_only
 
 Sampler = Callable[[XDynaPipeline, int], None]  # is given the pipeline with the averaged weights, and the step
@@ -73,7 +74,8 @@ def fit(
 
     Raises:
         InputError: a number does not fit, clips cannot be read, the disk is full, `out` holds another run.
-        TrainingStopped: a loss or gradient that is not a number, or frozen weights that changed.
+        TrainingStopped: a loss or gradient that is not a number, frozen weights that changed, or SIGTERM, which ends a
+            run with a checkpoint of the step it came in.
     """
     accelerator = new_accelerator(config.precision)
     check(config, accelerator.num_processes)
@@ -83,7 +85,7 @@ def fit(
     run = _Run(pipeline, source, config, out, seed, accelerator, sampler)
     start = run.restore() if resume else 0
     done = 0
-    with run.journal(start), attention_for(accelerator.device):
+    with run.journal(start), attention_for(accelerator.device), noted_termination() as run.termination:
         for index, stage in enumerate(config.stages):
             first = max(0, start - done)
             if first < stage.steps:
@@ -128,6 +130,8 @@ class _Run:
         self.numbers = json.dumps({"seed": seed, **asdict(config)})
         self.averages = Averages(config.ema_decay)
         self.optimizer_state: dict[str, Any] | None = None
+        self.termination: Callable[[], bool] = lambda: False
+        self.ending = False  # whether a process was asked to end in the last step
 
     @contextmanager
     def journal(self, start: int) -> Iterator[None]:
@@ -193,7 +197,10 @@ class _Run:
                 facts = self._step(model, optimizer, learning, batches, done + step + 1)
                 self.averages.step()
                 self.record.line(step=done + step + 1, lr=rate, stage=stage.name, **facts)
-                self._keep(optimizer, done + step + 1, last=step + 1 == stage.steps)
+                last = step + 1 == stage.steps
+                self._keep(optimizer, done + step + 1, last or self.ending)
+                if self.ending and not (last and index + 1 == len(config.stages)):
+                    raise TrainingStopped(f"ended by SIGTERM after step {done + step + 1}; go on with --resume auto")
             accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         accelerator.free_memory()
 
@@ -234,7 +241,7 @@ class _Run:
     def _step(self, model: nn.Module, optimizer: Any, learning: list, batches: Iterator[Batch], step: int) -> dict:
         accelerator, parts = self.accelerator, self.config.accumulate
         started, waited, held = time.monotonic(), 0.0, []
-        total = torch.zeros(2, device=accelerator.device)  # of the loss, and of clips skipped
+        total = torch.zeros(3, device=accelerator.device)  # of the loss, of clips skipped, of processes asked to end
         for part in range(parts):
             asked = time.monotonic()
             held.append(next(batches))
@@ -245,7 +252,9 @@ class _Run:
                 accelerator.backward(loss)
             total[0] += loss.detach()
             total[1] += len(batch.skipped)
-        loss, num_skipped = cast(Tensor, accelerator.reduce(total, "mean")).tolist()  # no number here if none in one
+        total[2] = self.termination()
+        loss, num_skipped, ending = cast(Tensor, accelerator.reduce(total, "mean")).tolist()  # no loss if none in one
+        self.ending = ending > 0
         norm = cast(Tensor, accelerator.clip_grad_norm_(learning, self.config.clip_norm)).item()
         if not math.isfinite(loss):
             self._stop("loss", held, step)
