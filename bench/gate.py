@@ -83,7 +83,7 @@ class Gate:
 def launched(entry: Entry, tile: Tile, shape: Shape) -> Job:
     """What the operator compiles of this tile when it runs on that shape."""
     if isinstance(tile, gluon_tiles.Tile):
-        return GluonCase(GLUON_KERNELS[entry.table], shape.D, torch.bfloat16, tile)
+        return _gluon_case(entry, shape.D, torch.bfloat16, tile)
     if isinstance(tile, tiles.Projection):
         return ahead_of_time.projection_case(entry.chip, entry.arithmetic, shape.C, shape.C % tile.depth == 0, tile)
     if entry.table == "ATTENTION":
@@ -95,10 +95,15 @@ def launched(entry: Entry, tile: Tile, shape: Shape) -> Job:
 def served(entry: Entry, tile: Tile) -> list[Job]:
     """All that the tests hold this tile to, once the entry has it."""
     if isinstance(tile, gluon_tiles.Tile):
-        return [GluonCase(GLUON_KERNELS[entry.table], entry.limit, dtype, tile) for dtype in gluon_tiles.DTYPES]
+        return [_gluon_case(entry, entry.limit, dtype, tile) for dtype in gluon_tiles.DTYPES]
     mine = tile._replace()  # a new object, which no other entry holds
     with entry.trying(mine):
         return [case for case in ahead_of_time.table_cases() if case.tile is mine]
+
+
+def _gluon_case(entry: Entry, D: int, dtype: torch.dtype, tile: gluon_tiles.Tile) -> GluonCase:
+    one_kernel = tile._replace(persistent=False)  # decided at the launch
+    return GluonCase(GLUON_KERNELS[entry.table], D, dtype, one_kernel)
 
 
 def compile_job(job: Job) -> str:

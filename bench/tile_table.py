@@ -151,8 +151,11 @@ def _literal(value: Any, indent: str = "") -> str:
         inner = indent + "    "
         rows = "".join(f"{inner}{_literal(key)}: {_literal(item, inner)},\n" for key, item in value.items())
         return f"{{\n{rows}{indent}}}"
-    if hasattr(value, "_fields"):
-        return f"{type(value).__name__}({', '.join(map(str, value))})"
+    if isinstance(value, Tile):
+        fields, default = value._asdict(), value._field_defaults
+        sizes = [str(x) for name, x in fields.items() if name not in default]
+        others = [f"{name}={x}" for name, x in fields.items() if name in default and x != default[name]]
+        return f"{type(value).__name__}({', '.join(sizes + others)})"
     if isinstance(value, tuple):
         return f"({', '.join(map(_literal, value))})"
     if isinstance(value, str):

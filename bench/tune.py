@@ -48,7 +48,9 @@ GRIDS: dict[tuple[str, bool], list[Tile]] = {
         tiles.Attention(*sizes) for sizes in product((16, 32, 64, 128), (64, 128), (4, 8), (2, 3))
     ],
     ("BACKWARD_KEYS", False): [tiles.Attention(*sizes) for sizes in product((16, 32, 64), (16, 32, 64), (4, 8), (2,))],
-    ("GLUON", True): [gluon_tiles.Tile(*sizes) for sizes in product((2, 3), (64, 128), (32, 64, 128), (2, 3, 4))],
+    ("GLUON", True): [
+        gluon_tiles.Tile(*sizes) for sizes in product((2, 3), (64, 128), (32, 64, 128), (2, 3, 4), (False, True))
+    ],
     ("GLUON_KEYS", True): [gluon_tiles.Tile(*sizes) for sizes in product((2, 3), (32, 64, 128), (64,), (2, 3, 4))],
 }
 

@@ -135,7 +135,7 @@ def test_what_does_not_compile_is_a_reason_and_not_an_error(load):
     [
         # The compiler also waits for each product: an order of its own.
         ("attend", gluon_tiles.Tile(2, 128, 128, 2), "spills: "),
-        ("attend", gluon_tiles.Tile(2, 64, 128, 4), "shared memory: 295360 bytes, sm_90 has 232448"),
+        ("attend", gluon_tiles.Tile(2, 64, 128, 4), "shared memory: 295344 bytes, sm_90 has 232448"),
         ("attend", gluon_tiles.Tile(2, 64, 48, 2), "torch.bfloat16: "),  # no power of two
         ("attend", gluon_tiles.Tile(2, 64, 32, 2), ""),
         ("keys", gluon_tiles.Tile(2, 128, 64, 2), "spills: "),
@@ -203,7 +203,10 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("N", "D"), [(256, 40), (50, 40), (256, 80), (50, 160)])
-def test_a_launch_finds_what_the_gate_compiled(load, keys, dtype, N, D):
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_launch_finds_what_the_gate_compiled(load, keys, dtype, N, D, persistent, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("xdyna_kernels.gluon_forward"), "multiprocessors", lambda on: 132)
+    monkeypatch.setitem(gluon_tiles.TILES, D, gluon_tiles.TILES[D]._replace(persistent=persistent))
     gate, operator = load("gate"), importlib.import_module("xdyna_kernels.triton_operator")
     of = shape(load, N, D)
     tensors, grad = load("shapes").draw(of, dtype, torch.device("cpu"), 0)

@@ -210,13 +210,23 @@ class _Operations:
     exp2, log2 = staticmethod(torch.exp2), staticmethod(torch.log2)
     constexpr = object
 
-    def __init__(self, program_id: int):
-        self.id, self.program = program_id, _Program()
+    def __init__(self, program_id: int, programs: int):
+        self.id, self.programs, self.program = program_id, programs, _Program()
         self.warp_specialize = self.program.specialize
 
     def program_id(self, axis: int) -> Tensor:
         assert axis == 0
         return torch.tensor(self.id)
+
+    def num_programs(self, axis: int) -> int:
+        assert axis == 0
+        return self.programs
+
+    def assume(self, condition: Any) -> None:
+        assert condition
+
+    def cast(self, x: Any, dtype: torch.dtype) -> Tensor:
+        return torch.as_tensor(x).to(dtype)
 
     def _ignored(self, *args, **kwargs) -> None:
         """A layout, or a fence."""
@@ -315,12 +325,12 @@ class OnCPU:
     def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
         def launch(*args, num_warps: int, **constants) -> None:
             for program_id in range(*grid):
-                self._run(program_id, args, constants)
+                self._run(program_id, grid[0], args, constants)
 
         return launch
 
-    def _run(self, program_id: int, args: tuple, constants: dict[str, Any]) -> None:
-        operations = _Operations(program_id)
+    def _run(self, program_id: int, programs: int, args: tuple, constants: dict[str, Any]) -> None:
+        operations = _Operations(program_id, programs)
         world = vars(self.module) | dict.fromkeys(("gl", "mbarrier", "tma"), operations)
         for name in ("warpgroup_mma", "warpgroup_mma_wait", "fence_async_shared"):
             world[name] = getattr(operations, name)

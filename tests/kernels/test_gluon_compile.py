@@ -84,8 +84,8 @@ def test_a_softmax_that_idles_the_tensor_cores_does_not_pass(tmp_path, monkeypat
     """With the keys' barrier at the loop's head, the compiler waits for the values before the softmax."""
     issue = "        issued = _issue_scores(q, k_ring, step, zeros, D0, D1, STAGES)\n"
     edits = {
-        "        _wait_full(k_ring, step + 1, STAGES, step + 1 < steps)\n": "",
-        "    _wait_full(k_ring, 1, STAGES, steps > 1)\n": "",
+        "        _wait_full(k_ring, step + 1, STAGES, step + 1 < end)\n": "",
+        "    _wait_full(k_ring, first + 1, STAGES, first + 1 < end)\n": "",
         issue: "        _wait_full(k_ring, step, STAGES)\n" + issue,
     }
     edited = edited_kernel(tmp_path, edits)

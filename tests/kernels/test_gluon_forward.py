@@ -23,12 +23,16 @@ def inputs(B=1, F=1, N=70, H=1, D=80, M=300, dtype=torch.bfloat16, seed=0):
     return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
 
 
-def attend(tensors, kernel=gluon_kernel, scale=None, **options):
-    """Both results of gluon_forward.attend, whose fresh memory holds NaN."""
+def attend(tensors, kernel=gluon_kernel, scale=None, programs=None, **options):
+    """Both results of gluon_forward.attend, whose fresh memory holds NaN; by so many programs, or one for each tile."""
     torch.use_deterministic_algorithms(True)
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(gluon_forward, "attend_kernel", OnCPU(kernel))
+            if programs:
+                D = tensors[0].shape[-1]
+                patch.setitem(gluon_forward.TILES, D, gluon_forward.TILES[D]._replace(persistent=True))
+                patch.setattr(gluon_forward, "multiprocessors", lambda on: programs)
             return gluon_forward.attend(*tensors, scale or tensors[0].shape[-1] ** -0.5, **options)
     finally:
         torch.use_deterministic_algorithms(False)
@@ -83,6 +87,24 @@ def test_clips_frames_and_heads():
 
 
 @pytest.mark.parametrize("D", [40, 80, 160])
+@pytest.mark.parametrize(("N", "M"), [(1, 1), (63, 129), (260, 100), (200, 520)])
+@pytest.mark.parametrize("programs", [1, 3])
+def test_a_program_takes_many_tiles(D, N, M, programs):
+    """Own and reference tiles of unequal lengths, frames and heads in one program; unequal numbers of tiles. One step a
+    tile and many, so that tiles begin at any stage and in any phase of the rings."""
+    tensors = inputs(F=2, N=N, H=2, M=M, D=D)
+    found = attend(tensors, programs=programs)
+    assert good_enough(tensors, found)
+    for a, b in zip(found, attend(tensors), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_there_are_never_more_programs_than_tiles():
+    tensors = inputs(N=20, M=30)
+    assert good_enough(tensors, attend(tensors, programs=132))
+
+
+@pytest.mark.parametrize("D", [40, 80, 160])
 @pytest.mark.parametrize("logits", ["far below zero", "huge"])
 def test_extreme_logits(D, logits):
     tensors = inputs(N=40, M=150, D=D, dtype=torch.float16)
@@ -132,21 +154,17 @@ STUCK = "deadlock"
 ANY = "."  # of these and others: which comes first depends on the threads
 # An edit of the kernel, and what the stand-in says of it; "" where only parity can tell.
 FAULTS = {
-    "queries not waited for": ("    mbarrier.wait(q_full, 0)\n", "", TOO_EARLY),
-    "first keys not waited for": ("    _wait_full(k_ring, 0, STAGES)\n", "", TOO_EARLY),
+    "queries not waited for": ("    mbarrier.wait(q_full, phase)\n", "", TOO_EARLY),
+    "first keys not waited for": ("    _wait_full(k_ring, first, STAGES)\n", "", TOO_EARLY),
     "keys not waited for": (
-        "        _wait_full(k_ring, step + 1, STAGES, step + 1 < steps)\n",
+        "        _wait_full(k_ring, step + 1, STAGES, step + 1 < end)\n",
         "",
         ANY,
     ),
     "values not waited for": ("        _wait_full(v_ring, last, STAGES)\n", "", ANY),
     "wrong phase": ("(step // STAGES) & 1, pred", "(step // STAGES + 1) & 1, pred", ANY),
     "wrong phase of the producer": ("(step // STAGES + 1) & 1", "(step // STAGES) & 1", STUCK),
-    "stage filled while it is read": (
-        "    mbarrier.wait(free.index(stage), (step // STAGES + 1) & 1)",
-        "    pass",
-        ANY,
-    ),
+    "stage filled while it is read": ("    _wait_free(ring, step, STAGES)\n", "", ANY),
     "values left before their product is over": (
         "        out0, out1 = warpgroup_mma_wait(0, deps=(sums0, sums1))\n"
         "        mbarrier.arrive(v_ring[2].index(last % STAGES))\n",
@@ -169,24 +187,50 @@ FAULTS = {
     "too few bytes expected": ("WARPGROUPS * q.block_type.nbytes", "q.block_type.nbytes", ANY),
     "too many bytes expected": ("WARPGROUPS * q.block_type.nbytes", "(WARPGROUPS + 1) * q.block_type.nbytes", STUCK),
     "no mask": ("keys < n_keys", "keys < keys + 1", ""),
-    "keys of the wrong rows": ("row = (steps - 1 - step) * KEYS", "row = step * KEYS", ""),
-    "reference keys in the own branch": ("if own:", "if not own:", ""),
+    "keys of the wrong rows": (
+        "_fill(k, b, f_keys, h, (end - 1 - step) * KEYS",
+        "_fill(k, b, f_keys, h, (step - first) * KEYS",
+        "",
+    ),
+    "reference keys in the own branch": ("q, k, v, frame % F, q_tiles", "q, kr, vr, 0, q_tiles", ""),
     "half of the channels": ("k.slice(D0, D1, 0)", "k.slice(0, D1, 0)", ""),
     "sum that does not shrink": ("total * shrink", "total", ""),
     "values that do not shrink": ("        out1 = _times_rows(out1, shrink, of_out1)\n", "", ""),
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_faults_show(fault, tmp_path):
-    right, wrong, message = FAULTS[fault]
+# Those that only a program's second tile shows.
+PERSISTENT_FAULTS = {
+    "queries overwritten while they are read": ("    _wait_free(k_ring, first - 1 + STAGES, STAGES)\n", "", ANY),
+    "queries overwritten under the last scores": ("first - 1 + STAGES, STAGES", "first - 2 + STAGES, STAGES", ANY),
+    "wait for keys that are not yet there": ("first - 1 + STAGES, STAGES", "first + STAGES, STAGES", STUCK),
+    "wrong phase of the queries": ("mbarrier.wait(q_full, phase)", "mbarrier.wait(q_full, 0)", ANY),
+    "last values never left": ("    mbarrier.arrive(v_ring[2].index((end - 1) % STAGES))\n", "", STUCK),
+    "first keys never left": ("    mbarrier.arrive(k_ring[2].index(first % STAGES))\n", "", STUCK),
+    "last values left before their product is over": (
+        "    out0, out1 = warpgroup_mma_wait(0, deps=(sums0, sums1))\n"
+        "    mbarrier.arrive(v_ring[2].index((end - 1) % STAGES))\n",
+        "    mbarrier.arrive(v_ring[2].index((end - 1) % STAGES))\n"
+        "    out0, out1 = warpgroup_mma_wait(0, deps=(sums0, sums1))\n",
+        TOO_LATE,
+    ),
+    "steps counted anew": ("        first = end\n        phase ^= 1\n", "        phase ^= 1\n", ANY),
+}
+
+
+@pytest.mark.parametrize(
+    ("fault", "programs"),
+    [*[(fault, n) for fault in FAULTS for n in (None, 2)], *[(fault, 2) for fault in PERSISTENT_FAULTS]],
+)
+def test_faults_show(fault, programs, tmp_path):
+    right, wrong, message = (FAULTS | PERSISTENT_FAULTS)[fault]
     edited = edited_kernel(tmp_path, {right: wrong})
     tensors = inputs(N=260, M=700)
     if message:
         with pytest.raises(KernelError, match=message):
-            attend(tensors, edited)
+            attend(tensors, edited, programs=programs)
     else:
-        assert not good_enough(tensors, attend(tensors, edited))
+        assert not good_enough(tensors, attend(tensors, edited, programs=programs))
 
 
 def test_a_wrong_scale_does_not_pass():

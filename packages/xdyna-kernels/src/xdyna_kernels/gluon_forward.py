@@ -25,10 +25,10 @@ LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=
 def tile_constants(D: int, tile: Tile) -> dict[str, int]:
     """The compile-time arguments of a Gluon kernel."""
     D0 = 1 << (D.bit_length() - 1)
-    warpgroups, queries, keys, stages = tile
-    registers, producer = REGISTERS[warpgroups]
-    sizes = {"D": D, "D0": D0, "D1": max(16, D - D0), "WARPGROUPS": warpgroups, "QUERIES": queries, "KEYS": keys}
-    return sizes | {"STAGES": stages, "REGISTERS": registers, "PRODUCER_REGISTERS": producer}
+    registers, producer = REGISTERS[tile.warpgroups]
+    sizes = {"D": D, "D0": D0, "D1": max(16, D - D0), "WARPGROUPS": tile.warpgroups}
+    sizes |= {"QUERIES": tile.queries, "KEYS": tile.keys, "STAGES": tile.stages}
+    return sizes | {"REGISTERS": registers, "PRODUCER_REGISTERS": producer}
 
 
 def block(rows: int, D: int) -> list[int]:
@@ -62,10 +62,16 @@ def attend(
     tensors = [queries[0], keys[0], keys[1], queries[1], keys[2], keys[3]]
     both = q.new_empty(B * F, N, 2 * H * D)
     lse = q.new_empty((B * F, 2 * H, N) if keep_lse else 0, dtype=torch.float32)
-    programs = math.ceil(N / (tile.warpgroups * tile.queries)) * 2 * H * B * F
-    sizes = (scale * LOG2_E, F, N, k_ref.shape[1], H, N if keep_lse else 0)
+    tiles = math.ceil(N / (tile.warpgroups * tile.queries)) * 2 * H * B * F
+    programs = min(tiles, multiprocessors(q)) if tile.persistent else tiles
+    sizes = (scale * LOG2_E, F, N, k_ref.shape[1], H, N if keep_lse else 0, tiles)
     launch(attend_kernel, programs, q, *tensors, both, lse, *sizes, **tile_constants(D, tile))
     return both, lse
+
+
+def multiprocessors(on: Tensor) -> int:
+    """Of the device of `on`. Each has room for one program of these kernels: their registers are nearly all it has."""
+    return torch.cuda.get_device_properties(on.device).multi_processor_count
 
 
 def launch(kernel: Any, programs: int, on: Tensor, *arguments, **constants) -> None:

@@ -1,10 +1,14 @@
 """The Gluon kernel of attention over both branches, for Hopper: what the Triton kernel computes, scheduled by hand.
 
-A program takes a block of queries of one head in one branch for each of its two or three warpgroups. A producer warp
+A tile is a block of queries of one head in one branch for each of a program's two or three warpgroups. A producer warp
 copies keys and values, which they share, into shared memory (TMA). Each runs as FlashAttention-3 does within a
 warpgroup (Shah et al. 2024, Section 3.2): the next scores are issued before the last values are waited for, so that the
 tensor cores work under the softmax. Unlike it, a head of 40, 80 or 160 channels is not padded: 32 + 16, 64 + 16 or
 128 + 32 are multiplied.
+
+A program takes every n-th tile, where n is how many programs there are: as many as tiles, or fewer ("persistent"). Then
+the producer copies the next tile's queries and first keys while the warpgroups finish the last one and store it. Steps
+over the keys are counted on from tile to tile.
 
 A `ring` is (tiles, full, free): stages of shared memory, and a barrier for each that it has been filled, or left.
 """
@@ -25,13 +29,17 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 
 @gluon.jit
-def _fill(source, b, f, h, row, ring, step, STAGES: gl.constexpr):
-    """Copies a block of rows of `source` into the ring's next stage, when its last reader has left."""
-    tiles, full, free = ring
-    stage = step % STAGES
-    mbarrier.wait(free.index(stage), (step // STAGES + 1) & 1)  # of a stage never filled, the phase before is over
-    mbarrier.expect(full.index(stage), source.block_type.nbytes)
-    tma.async_copy_global_to_shared(source, [b, f, h, row, 0], full.index(stage), tiles.index(stage))
+def _place(tile, N, H, ROWS: gl.constexpr):
+    """First row, head of both and frame of all. Tiles of one head run together: they share keys."""
+    blocks = (N + ROWS - 1) // ROWS
+    return tile % blocks * ROWS, tile // blocks % (2 * H), tile // blocks // (2 * H)
+
+
+@gluon.jit
+def _wait_free(ring, step, STAGES: gl.constexpr):
+    """Waits until the last readers of the stage of this step have left it, those of `step - STAGES`."""
+    # Of a stage never filled, the phase before is over.
+    mbarrier.wait(ring[2].index(step % STAGES), (step // STAGES + 1) & 1)
 
 
 @gluon.jit
@@ -40,35 +48,53 @@ def _wait_full(ring, step, STAGES: gl.constexpr, pred=True):
 
 
 @gluon.jit
-def _produce(
-    q, k, v, f_keys, q_tiles, q_full, k_ring, v_ring, b, f, h, first_row, n_keys,
-    WARPGROUPS: gl.constexpr, QUERIES: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    mbarrier.expect(q_full, WARPGROUPS * q.block_type.nbytes)
-    for group in gl.static_range(WARPGROUPS):
-        tma.async_copy_global_to_shared(q, [b, f, h, first_row + group * QUERIES, 0], q_full, q_tiles.index(group))
-    steps = (n_keys + KEYS - 1) // KEYS
-    for step in range(steps):
-        row = (steps - 1 - step) * KEYS
-        _fill(k, b, f_keys, h, row, k_ring, step, STAGES)
-        _fill(v, b, f_keys, h, row, v_ring, step, STAGES)
+def _fill(source, b, f, h, row, ring, step, STAGES: gl.constexpr):
+    """Copies a block of rows of `source` into the stage of this step."""
+    tiles, full, _ = ring
+    stage = step % STAGES
+    _wait_free(ring, step, STAGES)
+    mbarrier.expect(full.index(stage), source.block_type.nbytes)
+    tma.async_copy_global_to_shared(source, [b, f, h, row, 0], full.index(stage), tiles.index(stage))
 
 
 @gluon.jit
-def _produce_own_or_reference(
-    own, q, k, v, qr, kr, vr, q_tiles, q_full, k_ring, v_ring, b, f, h, first_row, n_keys,
+def _produce_tile(
+    q, k, v, f_keys, q_tiles, q_full, k_ring, v_ring, b, f, h, first_row, first, end,
     WARPGROUPS: gl.constexpr, QUERIES: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    if own:
-        _produce(
-            q, k, v, f, q_tiles, q_full, k_ring, v_ring, b, f, h, first_row, n_keys,
-            WARPGROUPS, QUERIES, KEYS, STAGES,
-        )  # fmt: skip
-    else:
-        _produce(
-            qr, kr, vr, 0, q_tiles, q_full, k_ring, v_ring, b, f, h, first_row, n_keys,
-            WARPGROUPS, QUERIES, KEYS, STAGES,
-        )  # fmt: skip
+    _fill(k, b, f_keys, h, (end - 1 - first) * KEYS, k_ring, first, STAGES)
+    # Who has left the last keys of the tile before is also done with its queries.
+    _wait_free(k_ring, first - 1 + STAGES, STAGES)
+    mbarrier.expect(q_full, WARPGROUPS * q.block_type.nbytes)
+    for group in gl.static_range(WARPGROUPS):
+        tma.async_copy_global_to_shared(q, [b, f, h, first_row + group * QUERIES, 0], q_full, q_tiles.index(group))
+    _fill(v, b, f_keys, h, (end - 1 - first) * KEYS, v_ring, first, STAGES)
+    for step in range(first + 1, end):
+        _fill(k, b, f_keys, h, (end - 1 - step) * KEYS, k_ring, step, STAGES)
+        _fill(v, b, f_keys, h, (end - 1 - step) * KEYS, v_ring, step, STAGES)
+
+
+@gluon.jit
+def _produce(
+    q, k, v, qr, kr, vr, q_tiles, q_full, k_ring, v_ring, F, N, M, H, tiles,
+    WARPGROUPS: gl.constexpr, QUERIES: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    first = 0
+    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        first_row, head, frame = _place(tile, N, H, WARPGROUPS * QUERIES)
+        if head < H:
+            end = first + (N + KEYS - 1) // KEYS
+            _produce_tile(
+                q, k, v, frame % F, q_tiles, q_full, k_ring, v_ring, frame // F, frame % F, head, first_row, first, end,
+                WARPGROUPS, QUERIES, KEYS, STAGES,
+            )  # fmt: skip
+        else:
+            end = first + (M + KEYS - 1) // KEYS
+            _produce_tile(
+                qr, kr, vr, 0, q_tiles, q_full, k_ring, v_ring, frame // F, frame % F, head - H, first_row, first, end,
+                WARPGROUPS, QUERIES, KEYS, STAGES,
+            )  # fmt: skip
+        first = end
 
 
 @gluon.jit
@@ -114,12 +140,12 @@ def _store(base, values, first_row, n_rows, row, first_column, n_columns, layout
 
 
 @gluon.jit
-def _consume(
-    q, q_full, k_ring, v_ring, both, lse, scale, first_row, N, lse_rows, n_keys, both_row,
+def _consume_tile(
+    q, q_full, phase, k_ring, v_ring, both, lse, scale, first_row, N, lse_rows, n_keys, both_row, first, end,
     D: gl.constexpr, D0: gl.constexpr, D1: gl.constexpr,
     QUERIES: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """One warpgroup: its queries over all keys."""
+    """One warpgroup: its queries over all keys, the program's steps from `first` to `end`."""
     of_scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
     of_out0: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D0, 16])
     of_out1: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D1, 16])
@@ -131,20 +157,20 @@ def _consume(
     top = gl.full([QUERIES], float("-inf"), gl.float32, of_rows)
     total = gl.zeros([QUERIES], gl.float32, of_rows)
     WIDTH: gl.constexpr = q.shape[1]
-    steps = (n_keys + KEYS - 1) // KEYS
 
-    mbarrier.wait(q_full, 0)
-    _wait_full(k_ring, 0, STAGES)
-    scores = warpgroup_mma_wait(0, deps=(_issue_scores(q, k_ring, 0, zeros, D0, D1, STAGES),))
-    mbarrier.arrive(k_ring[2].index(0))
+    mbarrier.wait(q_full, phase)
+    _wait_full(k_ring, first, STAGES)
+    scores = warpgroup_mma_wait(0, deps=(_issue_scores(q, k_ring, first, zeros, D0, D1, STAGES),))
+    mbarrier.arrive(k_ring[2].index(first % STAGES))
     # Blocks of keys come last first: the one that may be short is masked here, outside the loop.
-    keys = (steps - 1) * KEYS + gl.arange(0, KEYS, gl.SliceLayout(0, of_scores))
+    keys = (end - 1 - first) * KEYS + gl.arange(0, KEYS, gl.SliceLayout(0, of_scores))
     scores = gl.where(gl.expand_dims(keys < n_keys, 0), scores, float("-inf"))
     weights, top, total, _ = _softmax(scores, top, total, scale)
     weights = gl.convert_layout(weights.to(q.dtype), of_weights)
-    _wait_full(k_ring, 1, STAGES, steps > 1)
+    _wait_full(k_ring, first + 1, STAGES, first + 1 < end)
 
-    for step in range(1, steps):
+    for step in range(first + 1, end):
+        gl.assume(step > 0)  # so stages are found without regard to the sign
         last = step - 1
         issued = _issue_scores(q, k_ring, step, zeros, D0, D1, STAGES)
         _wait_full(v_ring, last, STAGES)
@@ -153,23 +179,48 @@ def _consume(
         mbarrier.arrive(k_ring[2].index(step % STAGES))
         new_weights, top, total, shrink = _softmax(scores, top, total, scale)
         # Here and not at the loop's head: past this loop of its own, ptxas cannot move the wait below before the exps.
-        _wait_full(k_ring, step + 1, STAGES, step + 1 < steps)
+        _wait_full(k_ring, step + 1, STAGES, step + 1 < end)
         out0, out1 = warpgroup_mma_wait(0, deps=(sums0, sums1))
         mbarrier.arrive(v_ring[2].index(last % STAGES))
         weights = gl.convert_layout(new_weights.to(q.dtype), of_weights)
         out0 = _times_rows(out0, shrink, of_out0)
         out1 = _times_rows(out1, shrink, of_out1)
 
-    _wait_full(v_ring, steps - 1, STAGES)
-    sums0, sums1 = _issue_values(weights, v_ring, steps - 1, out0, out1, of_out1, WIDTH, STAGES)
+    _wait_full(v_ring, end - 1, STAGES)
+    sums0, sums1 = _issue_values(weights, v_ring, end - 1, out0, out1, of_out1, WIDTH, STAGES)
     out0, out1 = warpgroup_mma_wait(0, deps=(sums0, sums1))
+    mbarrier.arrive(v_ring[2].index((end - 1) % STAGES))
     _store(both, _times_rows(out0, 1 / total, of_out0), first_row, N, both_row, 0, D, of_out0)
     _store(both, _times_rows(out1, 1 / total, of_out1), first_row, N, both_row, D0, D, of_out1)
     rows = first_row + gl.arange(0, QUERIES, of_rows)
     gl.store(lse + rows, (top + gl.log2(total)) * 0.6931471805599453, mask=rows < lse_rows)
 
 
-@gluon.jit(do_not_specialize=["F", "N", "M", "H", "lse_rows"])
+@gluon.jit
+def _consume(
+    q, q_full, k_ring, v_ring, both, lse, scale, N, M, H, lse_rows, tiles, GROUP: gl.constexpr,
+    D: gl.constexpr, D0: gl.constexpr, D1: gl.constexpr, WARPGROUPS: gl.constexpr,
+    QUERIES: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """One warpgroup: its queries of each of the program's tiles."""
+    both_row = 2 * H * D
+    first = 0
+    phase = 0  # of the barrier of the queries
+    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        first_row, head, frame = _place(tile, N, H, WARPGROUPS * QUERIES)
+        n_keys = gl.where(head < H, N, M)
+        end = first + (n_keys + KEYS - 1) // KEYS
+        both_of_head = both + (gl.cast(frame, gl.int64) * N * both_row + head * D)
+        lse_of_head = lse + (gl.cast(frame, gl.int64) * 2 * H + head) * N
+        _consume_tile(
+            q, q_full, phase, k_ring, v_ring, both_of_head, lse_of_head, scale, first_row + GROUP * QUERIES,
+            N, lse_rows, n_keys, both_row, first, end, D, D0, D1, QUERIES, KEYS, STAGES,
+        )  # fmt: skip
+        first = end
+        phase ^= 1
+
+
+@gluon.jit(do_not_specialize=["F", "N", "M", "H", "lse_rows", "tiles"])
 def attend_kernel(
     q,  # descriptors of [B, F, H, N, D]
     k,
@@ -185,6 +236,7 @@ def attend_kernel(
     M,
     H,
     lse_rows,  # N, or 0: none is kept
+    tiles,  # of all programs
     D: gl.constexpr,
     D0: gl.constexpr,  # D0 + D1 >= D, powers of two
     D1: gl.constexpr,
@@ -195,17 +247,7 @@ def attend_kernel(
     REGISTERS: gl.constexpr,  # of a thread of the warpgroups
     PRODUCER_REGISTERS: gl.constexpr,
 ):
-    """A block of queries for each warpgroup, of one head of one frame, in one branch: own or reference."""
-    blocks = (N + WARPGROUPS * QUERIES - 1) // (WARPGROUPS * QUERIES)
-    first_row = gl.program_id(0) % blocks * (WARPGROUPS * QUERIES)
-    head_of_both = gl.program_id(0) // blocks % (2 * H)
-    frame_of_all = gl.program_id(0) // blocks // (2 * H)
-    own = head_of_both < H
-    n_keys = gl.where(own, N, M)
-    both_row = 2 * H * D
-    both += frame_of_all.to(gl.int64) * N * both_row + head_of_both * D
-    lse += (frame_of_all.to(gl.int64) * 2 * H + head_of_both) * N
-
+    """A tile is a block of queries for each warpgroup, of one head of one frame, in one branch: own or reference."""
     WIDTH: gl.constexpr = q.block_shape[4]
     barriers: gl.constexpr = mbarrier.MBarrierLayout()
     # Beside three tiles a fourth lies idle: so it was timed.
@@ -233,13 +275,12 @@ def attend_kernel(
     if WARPGROUPS == 2:
         gl.warp_specialize(
             [
-                (_consume, (q0, q_full, k_ring, v_ring, both, lse, scale, first_row, N, lse_rows,
-                            n_keys, both_row, D, D0, D1, QUERIES, KEYS, STAGES)),
-                (_consume, (q1, q_full, k_ring, v_ring, both, lse, scale, first_row + QUERIES, N, lse_rows,
-                            n_keys, both_row, D, D0, D1, QUERIES, KEYS, STAGES)),
-                (_produce_own_or_reference, (own, q, k, v, qr, kr, vr, q_tiles, q_full, k_ring, v_ring,
-                                             frame_of_all // F, frame_of_all % F, head_of_both % H, first_row, n_keys,
-                                             WARPGROUPS, QUERIES, KEYS, STAGES)),
+                (_consume, (q0, q_full, k_ring, v_ring, both, lse, scale, N, M, H, lse_rows, tiles, 0,
+                            D, D0, D1, WARPGROUPS, QUERIES, KEYS, STAGES)),
+                (_consume, (q1, q_full, k_ring, v_ring, both, lse, scale, N, M, H, lse_rows, tiles, 1,
+                            D, D0, D1, WARPGROUPS, QUERIES, KEYS, STAGES)),
+                (_produce, (q, k, v, qr, kr, vr, q_tiles, q_full, k_ring, v_ring, F, N, M, H, tiles,
+                            WARPGROUPS, QUERIES, KEYS, STAGES)),
             ],
             [4, 1],
             [REGISTERS, PRODUCER_REGISTERS],
@@ -248,15 +289,14 @@ def attend_kernel(
         q2 = q_tiles.index(2).reshape([QUERIES, WIDTH])
         gl.warp_specialize(
             [
-                (_consume, (q0, q_full, k_ring, v_ring, both, lse, scale, first_row, N, lse_rows,
-                            n_keys, both_row, D, D0, D1, QUERIES, KEYS, STAGES)),
-                (_consume, (q1, q_full, k_ring, v_ring, both, lse, scale, first_row + QUERIES, N, lse_rows,
-                            n_keys, both_row, D, D0, D1, QUERIES, KEYS, STAGES)),
-                (_consume, (q2, q_full, k_ring, v_ring, both, lse, scale, first_row + 2 * QUERIES, N, lse_rows,
-                            n_keys, both_row, D, D0, D1, QUERIES, KEYS, STAGES)),
-                (_produce_own_or_reference, (own, q, k, v, qr, kr, vr, q_tiles, q_full, k_ring, v_ring,
-                                             frame_of_all // F, frame_of_all % F, head_of_both % H, first_row, n_keys,
-                                             WARPGROUPS, QUERIES, KEYS, STAGES)),
+                (_consume, (q0, q_full, k_ring, v_ring, both, lse, scale, N, M, H, lse_rows, tiles, 0,
+                            D, D0, D1, WARPGROUPS, QUERIES, KEYS, STAGES)),
+                (_consume, (q1, q_full, k_ring, v_ring, both, lse, scale, N, M, H, lse_rows, tiles, 1,
+                            D, D0, D1, WARPGROUPS, QUERIES, KEYS, STAGES)),
+                (_consume, (q2, q_full, k_ring, v_ring, both, lse, scale, N, M, H, lse_rows, tiles, 2,
+                            D, D0, D1, WARPGROUPS, QUERIES, KEYS, STAGES)),
+                (_produce, (q, k, v, qr, kr, vr, q_tiles, q_full, k_ring, v_ring, F, N, M, H, tiles,
+                            WARPGROUPS, QUERIES, KEYS, STAGES)),
             ],
             [4, 4, 1],
             [REGISTERS, REGISTERS, PRODUCER_REGISTERS],

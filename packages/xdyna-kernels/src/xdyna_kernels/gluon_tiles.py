@@ -11,6 +11,7 @@ class Tile(NamedTuple):
     queries: int  # rows of one warpgroup; in KEYS, of one step
     keys: int  # rows of one step; in KEYS, of one warpgroup
     stages: int  # steps in shared memory
+    persistent: bool = False  # in TILES, whether a program for each multiprocessor takes tiles in turn, or one for each
 
 
 DTYPES = (torch.float16, torch.bfloat16)
