@@ -1,8 +1,10 @@
 """Attention over both branches by the Gluon kernel: as `triton_forward.attend`, for Hopper and D = 40, 80 and 160.
 
 Compiled for sm_90 and held to its machine code, and run on CPU tensors through a stand-in for Gluon's operations. On an
-H100 it has passed parity with float64 in bfloat16 at the model's sizes, alone and under the Triton backward.
-compute-sanitizer's racecheck reports hazards there: none in the tiles of queries, keys or values, all between what
+H100 it has passed parity with float64 in bfloat16 at the model's sizes, alone and under the Triton backward; since it
+was written so that a program may take many tiles, it has not run on one.
+
+compute-sanitizer's racecheck reported hazards there: none in the tiles of queries, keys or values, all between what
 Triton's `warp_specialize` writes to tell its warps what to run and their reads of it. It says the same of a kernel
 whose warps share only a barrier (bench/racecheck.py), and the machine code has a barrier of the program between them.
 """
