@@ -260,6 +260,11 @@ class _Operations:
     def sum(self, x, axis):
         return x.sum(axis)
 
+    def load(self, pointer, mask, other):
+        found = torch.full(mask.shape, other, dtype=pointer.data.dtype)
+        found[mask] = pointer.data.view(-1)[pointer.offset[mask]]
+        return found
+
     def store(self, pointer, values, mask):
         at = pointer.offset.expand(values.shape)[mask.expand(values.shape)]
         assert values.dtype == pointer.data.dtype

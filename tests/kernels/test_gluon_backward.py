@@ -1,4 +1,5 @@
-"""The Gluon kernel of the keys' and values' derivatives on CPU tensors, by the stand-in of gluon_on_cpu.py."""
+"""The Gluon kernel of the keys' and values' derivatives on CPU tensors, by the stand-in of gluon_on_cpu.py; that of
+the queries' is in test_gluon_queries.py."""
 
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from xdyna_kernels import reference_attention
 
 pytest.importorskip("triton")
 
-from xdyna_kernels import gluon_backward, gluon_keys_kernel, gluon_tiles, triton_backward
+from xdyna_kernels import gluon_backward, gluon_keys_kernel, gluon_queries_kernel, gluon_tiles, triton_backward
 from xdyna_kernels.triton_forward import readable
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -58,17 +59,19 @@ def delta(d_both, both, lse, H, first_head, heads):
     return found
 
 
-def derivatives(tensors, kernel=gluon_keys_kernel, wanted=OWN + REF, scale=None):
-    """By name, those wanted, from fresh memory that holds NaN."""
+def derivatives(tensors, wanted=OWN + REF, scale=None, **edited):
+    """By name, those wanted, from fresh memory that holds NaN. `edited` are modules in place of a kernel's own."""
+    kernels = {"keys_kernel": gluon_keys_kernel, "queries_kernel": gluon_queries_kernel, **edited}
     torch.use_deterministic_algorithms(True)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(gluon_backward, "keys_kernel", OnCPU(kernel, "keys_kernel"))
+            for name, module in kernels.items():
+                patch.setattr(gluon_backward, name, OnCPU(module, name))
             patch.setattr(triton_backward, "_delta", delta)
             *attention, w_out, w_ref, grad = tensors
             found = triton_backward.attend_backward(
                 grad, *attention, w_out, w_ref, *forward(tensors), scale or tensors[0].shape[-1] ** -0.5,
-                [name in wanted for name in NAMES], gluon_backward.launch_keys,
+                [name in wanted for name in NAMES], gluon_backward.launch_keys, gluon_backward.launch_queries,
             )  # fmt: skip
     finally:
         torch.use_deterministic_algorithms(False)
@@ -150,7 +153,7 @@ def test_any_strides():
     [({}, True), ({"N": 66}, False), ({"D": 160}, False), ({"D": 48}, False), ({"dtype": torch.float32}, False)],
 )
 def test_what_it_serves(sizes, served):
-    assert gluon_backward.serves(inputs(**sizes)[0]) == served
+    assert gluon_backward.serves_keys(inputs(**sizes)[0]) == served
 
 
 TOO_EARLY = "a tile is read whose copy was not waited for"
@@ -199,9 +202,9 @@ def test_faults_show(fault, tmp_path):
     tensors = inputs(F=2, N=260, M=150)
     if message:
         with pytest.raises(KernelError, match=message):
-            derivatives(tensors, edited)
+            derivatives(tensors, keys_kernel=edited)
     else:
-        assert beyond(tensors, derivatives(tensors, edited))
+        assert beyond(tensors, derivatives(tensors, keys_kernel=edited))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

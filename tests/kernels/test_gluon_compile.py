@@ -1,4 +1,4 @@
-"""The Gluon kernel compiled for sm_90, which need not be here, and held to limits: see gluon_ahead_of_time.py."""
+"""The Gluon kernels compiled for sm_90, which need not be here, and held to limits: see gluon_ahead_of_time.py."""
 
 import sys
 from dataclasses import replace
@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from xdyna_kernels import gluon_ahead_of_time, gluon_keys_kernel
+from xdyna_kernels import gluon_ahead_of_time, gluon_keys_kernel, gluon_queries_kernel
 from xdyna_kernels.gluon_ahead_of_time import TABLES, compile_kernel, faults, read_golden, unordered
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -22,17 +22,20 @@ ORDERS = {
     "attend": "QK barrier PV wait(2) exp barrier wait(0)",
     # The weights' derivatives are under way while the exponentials run, and two sums while the scores' are made.
     "keys": "barrier QK wait(2) exp PV wait(2) PV wait(0)",
+    # The scores are waited for with four products under way, the others only after most of the exponentials.
+    "queries": "QK PV wait(4) exp barrier wait(0) exp",
 }
 
 
 def products(kernel, D):
     """Matrix instructions of a step by their shape: 32 + 16, 64 + 16 or 128 + 32 channels, 16 of a summed axis each."""
     tile = TABLES[kernel][D]
-    held, walked = (tile.queries, tile.keys) if kernel == "attend" else (tile.keys, tile.queries)
+    held, walked = (tile.keys, tile.queries) if kernel == "keys" else (tile.queries, tile.keys)
     first = 1 << (D.bit_length() - 1)
     rest = max(16, D - first)
     of_scores, of_sums = [walked] * ((first + rest) // 16), [first, rest] * (walked // 16)
-    widths = (of_scores + of_sums) * (1 if kernel == "attend" else 2)  # with the derivatives', twice as many
+    with_derivatives = {"attend": (1, 1), "keys": (2, 2), "queries": (2, 1)}  # products of the scores' kind, and sums
+    widths = of_scores * with_derivatives[kernel][0] + of_sums * with_derivatives[kernel][1]
     return {f"64x{n}x16": held // 64 * widths.count(n) for n in widths}
 
 
@@ -55,6 +58,10 @@ def test_every_head_is_recorded_without_a_fault(kernel):
         ("keys", 40, torch.float16),
         ("keys", 80, torch.bfloat16),
         ("keys", 80, torch.float16),
+        ("queries", 40, torch.bfloat16),
+        ("queries", 40, torch.float16),
+        ("queries", 80, torch.bfloat16),
+        ("queries", 80, torch.float16),
     ],
 )
 def test_the_kernel_keeps_to_what_is_recorded(kernel, D, dtype):
@@ -101,6 +108,20 @@ def test_exponentials_that_idle_the_tensor_cores_do_not_pass(tmp_path, monkeypat
     monkeypatch.setitem(gluon_ahead_of_time.KERNELS, "keys", edited.keys_kernel)
     (line,) = faults(compile_kernel("keys", 40)[0], GOLDEN["keys"][40])
     assert line == f"order: barrier QK wait(0) exp PV wait(2) PV wait(0), recorded {ORDERS['keys']}"
+
+
+def test_sums_that_idle_the_tensor_cores_do_not_pass(tmp_path, monkeypatch):
+    """With the barrier of the next keys at the loop's head, the compiler waits for the sums amid the exponentials."""
+    issue = "        issued, d_issued = _issue_step(q, d, ring, step, zeros, D0, D1, STAGES)\n"
+    edits = {
+        "        _wait_full(ring, step + 1, STAGES, step + 1 < steps)\n": "",
+        "    _wait_full(ring, 1, STAGES, steps > 1)\n": "",
+        issue: "        _wait_full(ring, step, STAGES)\n" + issue,
+    }
+    edited = edited_kernel(tmp_path, edits, gluon_queries_kernel)
+    monkeypatch.setitem(gluon_ahead_of_time.KERNELS, "queries", edited.queries_kernel)
+    wrong = faults(compile_kernel("queries", 40)[0], GOLDEN["queries"][40])
+    assert wrong == [f"order: barrier QK PV wait(4) exp wait(0) exp, recorded {ORDERS['queries']}"]
 
 
 HANDED_OUT = """

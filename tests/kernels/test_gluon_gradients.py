@@ -12,7 +12,13 @@ ON_GPU = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9,
 if not ON_GPU and (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") != "1"):
     pytest.skip("test_triton_backend.py runs these in Triton's interpreter", allow_module_level=True)
 
-from xdyna_kernels import gluon_backward, gluon_forward, gluon_kernel, gluon_keys_kernel  # noqa: E402
+from xdyna_kernels import (  # noqa: E402
+    gluon_backward,
+    gluon_forward,
+    gluon_kernel,
+    gluon_keys_kernel,
+    gluon_queries_kernel,
+)
 
 sys.path.insert(0, str(Path(__file__).parent))
 from gluon_on_cpu import OnCPU  # noqa: E402
@@ -26,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim
 
 @pytest.fixture(autouse=True)
 def served(monkeypatch):
-    """Numbers of programs of the Gluon kernel, by launch."""
+    """Numbers of programs of the Gluon kernels of the backward, by launch: that of the queries comes first."""
     programs, launch = [], gluon_backward.launch
     monkeypatch.setattr(
         gluon_backward, "launch", lambda k, n, *rest, **kw: (programs.append(n), launch(k, n, *rest, **kw))
@@ -37,6 +43,7 @@ def served(monkeypatch):
         monkeypatch.setattr(contract, "_why_not_hopper", lambda q: None)
         monkeypatch.setattr(gluon_forward, "attend_kernel", OnCPU(gluon_kernel))
         monkeypatch.setattr(gluon_backward, "keys_kernel", OnCPU(gluon_keys_kernel, "keys_kernel"))
+        monkeypatch.setattr(gluon_backward, "queries_kernel", OnCPU(gluon_queries_kernel, "queries_kernel"))
     return programs
 
 
@@ -46,41 +53,51 @@ def served(monkeypatch):
 def test_parity(sizes, backend, dtype, served):
     tensors = inputs(**sizes, B=2, dtype=dtype)
     assert not beyond(tensors, backend=backend, backward="gluon")
-    assert len(served) == 1
+    assert len(served) == 2
 
 
 @pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("wanted", [("v",), ("k", "v"), ("k_ref", "v_ref"), ("q", "v_ref")])
-def test_no_program_runs_for_what_needs_no_derivative(wanted, dtype, served):
+@pytest.mark.parametrize(
+    ("wanted", "programs"),
+    [
+        (("v",), [6]),
+        (("k", "v"), [6]),
+        (("k_ref", "v_ref"), [2]),
+        (("q", "v_ref"), [6, 2]),
+        (("q_ref",), [6]),
+        (("q", "q_ref"), [12]),
+        (NAMES[6:], []),
+    ],
+)
+def test_no_program_runs_for_what_needs_no_derivative(wanted, programs, dtype, served):
     """For 2 heads of 3 frames, whose tokens are one block."""
     assert not beyond(inputs(F=3, N=20, D=40, dtype=dtype), wanted, **GLUON)
-    assert served == [6 if "v" in wanted else 2]
+    assert served == programs
 
 
-@pytest.mark.parametrize("sizes", [{"N": 5, "D": 40}, {"N": 20, "D": 160}])
-def test_what_it_does_not_serve_is_left_to_triton(sizes, served):
+@pytest.mark.parametrize(
+    ("sizes", "left"), [({"N": 5, "D": 40}, ("k", "v", "k_ref", "v_ref")), ({"N": 20, "D": 160}, NAMES)]
+)
+def test_what_it_does_not_serve_is_left_to_triton(sizes, left, served):
     tensors = inputs(**sizes, dtype=torch.float16)
     assert not beyond(tensors, **GLUON)
-    found, triton = (gradients(tensors, backend="gluon", backward=name) for name in ("gluon", "triton"))
+    assert bool(served) == (left != NAMES)
+    served.clear()
+    found, triton = (gradients(tensors, left, backend="gluon", backward=name) for name in ("gluon", "triton"))
     torch.testing.assert_close(found, triton, rtol=0, atol=0)
     assert served == []
 
 
-@pytest.mark.parametrize("wanted", [("q", "q_ref"), NAMES[6:]])
-def test_without_keys_it_is_not_launched(wanted, served):
-    gradients(inputs(N=20, D=40, dtype=torch.float16), wanted, **GLUON)
-    assert served == []
-
-
-def test_a_wrong_scale_does_not_pass(monkeypatch):
-    right = gluon_backward.launch_keys
+@pytest.mark.parametrize(("launcher", "names"), [("launch_keys", {"k", "k_ref"}), ("launch_queries", {"q", "q_ref"})])
+def test_a_wrong_scale_does_not_pass(launcher, names, monkeypatch):
+    right = getattr(gluon_backward, launcher)
 
     def wrong(*arguments):
         *rest, scale, own, ref = arguments
         right(*rest, 1.02 * scale, own, ref)
 
-    monkeypatch.setattr(gluon_backward, "launch_keys", wrong)
-    assert beyond(inputs(N=36, D=40, dtype=torch.float16), **GLUON) >= {"k", "k_ref"}
+    monkeypatch.setattr(gluon_backward, launcher, wrong)
+    assert beyond(inputs(N=36, D=40, dtype=torch.float16), **GLUON) >= names
 
 
 def test_same_in_every_run():

@@ -178,8 +178,8 @@ def test_a_wrong_scale_does_not_pass(dtype, monkeypatch):
     slightly = 1.0001 if dtype == torch.float32 else 1.02
 
     def wrong(*arguments):
-        *rest, scale, needed, by_keys = arguments
-        return right(*rest, scale * slightly, needed, by_keys)
+        *rest, scale, needed, by_keys, by_queries = arguments
+        return right(*rest, scale * slightly, needed, by_keys, by_queries)
 
     monkeypatch.setattr(triton_backward, "attend_backward", wrong)
     assert beyond(tensors) >= {"q", "k", "q_ref", "k_ref"}

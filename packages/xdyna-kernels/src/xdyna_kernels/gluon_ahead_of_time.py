@@ -24,20 +24,24 @@ from .gluon_backward import ROW_LAYOUT, row_block
 from .gluon_forward import LAYOUT, block, tile_constants
 from .gluon_kernel import attend_kernel
 from .gluon_keys_kernel import keys_kernel
-from .gluon_tiles import KEYS, TILES, Tile
+from .gluon_queries_kernel import queries_kernel
+from .gluon_tiles import KEYS, QUERIES, TILES, Tile
 
-KERNELS = {"attend": attend_kernel, "keys": keys_kernel}
+KERNELS = {"attend": attend_kernel, "keys": keys_kernel, "queries": queries_kernel}
 POINTERS = {
     "attend": {"both": "*{}", "lse": "*fp32"},
     "keys": dict.fromkeys(("dk", "dv", "dkr", "dvr"), "*{}"),
+    "queries": {"dq": "*{}", "dqr": "*{}", "lse": "*fp32", "delta": "*fp32"},
 }
-TABLES = {"attend": TILES, "keys": KEYS}
+TABLES = {"attend": TILES, "keys": KEYS, "queries": QUERIES}
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 # The order of the loops that run fast. Attention waits for the values' product only after the softmax; of the keys, the
-# exponentials run under the derivatives of the weights, and those of the scores are made under the values' sums.
+# exponentials run under the derivatives of the weights, and those of the scores are made under the values' sums; of the
+# queries, most run under both the weights' derivatives and the last sums.
 PIPELINED = {
     "attend": "QK barrier PV wait(2) exp barrier wait(0)",
     "keys": "barrier QK wait(2) exp PV wait(2) PV wait(0)",
+    "queries": "QK PV wait(4) exp barrier wait(0) exp",
 }
 INSTRUCTION_SLACK = 8  # that the loop may grow above its recorded length
 

@@ -1,7 +1,9 @@
-"""The derivatives by keys and values by the Gluon kernel: as `triton_backward.launch_keys`, for Hopper, D = 40 and 80.
+"""The derivatives by the Gluon kernels: as `triton_backward.launch_keys` and `launch_queries`, for Hopper, D = 40 and
+80.
 
-Compiled for sm_90 and held to its machine code, and run on CPU tensors through a stand-in for Gluon's operations. On an
-H100, in bfloat16, it has agreed with the Triton kernel to 1e-5.
+Compiled for sm_90 and held to their machine code, and run on CPU tensors through a stand-in for Gluon's operations. On
+an H100, in bfloat16, the kernel of keys and values has agreed with the Triton one to 1e-5. The one of the queries has
+not run on a GPU.
 """
 
 import math
@@ -13,16 +15,23 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .gluon_forward import describe, launch, tile_constants
 from .gluon_keys_kernel import keys_kernel
-from .gluon_tiles import DTYPES, KEYS
+from .gluon_queries_kernel import queries_kernel
+from .gluon_tiles import DTYPES, KEYS, QUERIES
+from .triton_backward import heads_of
 from .triton_forward import LOG2_E, chip
 
 ROW_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=2)  # of a row's numbers, likewise
 
 
-def serves(q: Tensor) -> bool:
+def serves_keys(q: Tensor) -> bool:
     """Whether `launch_keys` can take a `q` [B, F, N, H, D] and what is beside it: the rows that the kernel copies, of
     which one has N numbers of 4 bytes, start at multiples of 16 bytes."""
     return q.dtype in DTYPES and q.shape[-1] in KEYS and q.shape[2] % 4 == 0 and chip(q) == "sm_90"
+
+
+def serves_queries(q: Tensor) -> bool:
+    """Whether `launch_queries` can take a `q` [B, F, N, H, D] and what is beside it."""
+    return q.dtype in DTYPES and q.shape[-1] in QUERIES and chip(q) == "sm_90"
 
 
 def launch_keys(
@@ -48,6 +57,29 @@ def launch_keys(
     programs = of_reference + (math.ceil(N / keys_of_program) * H * B * F if own else 0)
     sizes = (scale, F, N, M, H, of_reference)
     launch(keys_kernel, programs, q, *described, *rows, *into, *sizes, **tile_constants(D, tile))
+
+
+def launch_queries(
+    tensors: Sequence[Tensor],  # q, k, v, q_ref [B, F, N, H, D]; k_ref, v_ref [B, M, H, D]
+    d_both: Tensor,  # [B*F, N, 2*H*D]
+    lse: Tensor,  # [B*F, 2*H, N]
+    delta: Tensor,  # [B*F, 2*H, N]
+    into: Sequence[Tensor],  # dq, dq_ref, each like its tensor and dense; empty [0] where not wanted
+    scale: float,
+    own: bool,  # whether dq is wanted
+    ref: bool,  # whether dq_ref is
+) -> None:
+    """Writes dq of the branches that are wanted. Of the other, d_both, lse and delta are not read."""
+    q, k, v, q_ref, k_ref, v_ref = tensors
+    (B, F, N, H, D), M = q.shape, k_ref.shape[1]
+    tile = QUERIES[D]
+    queries = [describe(x, tile.queries) for x in (q, q_ref, d_both.view(B, F, N, 2 * H, D))]
+    keys = [describe(x, tile.keys) for x in (k, v, k_ref[:, None], v_ref[:, None])]
+    described = [queries[0], keys[0], keys[1], queries[1], keys[2], keys[3], queries[2]]
+    first_head, heads = heads_of(H, own, ref)
+    programs = math.ceil(N / (tile.warpgroups * tile.queries)) * heads * B * F
+    sizes = (scale, F, N, M, H, first_head, heads)
+    launch(queries_kernel, programs, q, *described, lse, delta, *into, *sizes, **tile_constants(D, tile))
 
 
 def row_block(queries: int) -> list[int]:

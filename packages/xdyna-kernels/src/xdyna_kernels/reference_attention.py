@@ -79,11 +79,11 @@ def reference_attention(
             and was faster forward when timed (`tiles.PROVEN`: an H100, bfloat16, D from 80 on), else "sdpa".
         backward: of "triton" and "gluon", the others have their own. "triton" (three kernels; deterministic; no work
             for what needs no derivative; keeps 2*H*D channels per token beside the inputs; float32 without tf32),
-            "gluon" (the same on Hopper, but that keys' and values' derivatives come from a kernel scheduled by hand
-            where it can serve: float16 or bfloat16, D of 40 or 80, N a multiple of 4), "recompute" (keeps only the
-            inputs, and computes "sdpa" once more), or None: "triton" where it has been proven on the chip and in the
-            dtype and PyTorch would not use tf32, else "recompute". Second derivatives are those of "sdpa" whichever it
-            is.
+            "gluon" (the same on Hopper, but with kernels scheduled by hand where they can serve: float16 or bfloat16, D
+            of 40 or 80, and for keys and values N a multiple of 4; the one of the queries has not run on a GPU),
+            "recompute" (keeps only the inputs, and computes "sdpa" once more), or None: "triton" where it has been
+            proven on the chip and in the dtype and PyTorch would not use tf32, else "recompute". Second derivatives are
+            those of "sdpa" whichever it is.
 
     Returns:
         [B, F, N, C] in the inputs' dtype.

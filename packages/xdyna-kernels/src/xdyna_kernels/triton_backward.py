@@ -38,6 +38,7 @@ def attend_backward(
     scale: float,
     needed: Sequence[bool],  # of the six tensors of attention, in their order
     by_keys: Callable[..., None] | None = None,  # `launch_keys`, or another that does the same
+    by_queries: Callable[..., None] | None = None,  # and `launch_queries`
 ) -> list[Tensor]:
     """Derivatives by q, k, v, q_ref, k_ref, v_ref, each like its tensor; empty [0] where it is not needed.
 
@@ -50,12 +51,12 @@ def attend_backward(
     found = [q.new_empty(x.shape if wanted else 0) for x, wanted in zip(tensors, computed, strict=True)]
     dq, dk, dv, dqr, dkr, dvr = found
 
-    first_head, heads = _heads(H, needed[0] or own_pair, needed[3] or ref_pair)
+    first_head, heads = heads_of(H, needed[0] or own_pair, needed[3] or ref_pair)
     d_both = _d_both(grad, w_out, w_ref, slice(first_head * D, (first_head + heads) * D)).view_as(both)
     delta = _delta(d_both, both, lse, H, first_head, heads)
     given = (tensors, d_both, lse, delta)
     if needed[0] or needed[3]:
-        _launch_queries(*given, [dq, dqr], scale, needed[0], needed[3])
+        (by_queries or launch_queries)(*given, [dq, dqr], scale, needed[0], needed[3])
     if own_pair or ref_pair:
         (by_keys or launch_keys)(*given, [dk, dv, dkr, dvr], scale, own_pair, ref_pair)
     return [x if wanted else x.new_empty(0) for x, wanted in zip(found, needed, strict=True)]
@@ -71,12 +72,21 @@ def _delta(d_both: Tensor, both: Tensor, lse: Tensor, H: int, first_head: int, h
     return delta
 
 
-def _launch_queries(tensors, d_both, lse, delta, into: list[Tensor], scale: float, own: bool, ref: bool) -> None:
-    """Writes dq of the branches that are wanted; arguments as of `launch_keys`, `into` dq and dq_ref."""
+def launch_queries(
+    tensors: Sequence[Tensor],  # q, k, v, q_ref [B, F, N, H, D]; k_ref, v_ref [B, M, H, D]; all `readable`
+    d_both: Tensor,  # [B*F, N, 2*H*D]
+    lse: Tensor,  # [B*F, 2*H, N]
+    delta: Tensor,  # [B*F, 2*H, N]
+    into: Sequence[Tensor],  # dq, dq_ref, each like its tensor and dense; empty [0] where not wanted
+    scale: float,
+    own: bool,  # whether dq is wanted
+    ref: bool,  # whether dq_ref is
+) -> None:
+    """Writes dq of the branches that are wanted. Of the other, d_both, lse and delta are not read."""
     (B, F, N, H, D), M = tensors[0].shape, tensors[4].shape[1]
     arithmetic = _arithmetic(tensors[0])
     tile = tiles.queries_tile(chip(tensors[0]), arithmetic, D)
-    first_head, heads = _heads(H, own, ref)
+    first_head, heads = heads_of(H, own, ref)
     sizes = (scale, F, N, M, H, first_head, heads, *_strides(tensors))
     programs = math.ceil(N / tile.queries) * heads * B * F
     constants = attend_constants(tile, arithmetic, D, even=N % tile.keys == 0 and M % tile.keys == 0)
@@ -112,7 +122,7 @@ def _strides(tensors: Sequence[Tensor]) -> list[int]:
     return [s // ALIGNMENT for x in tensors for s in x.stride()[:-1]]
 
 
-def _heads(H: int, own: bool, ref: bool) -> tuple[int, int]:
+def heads_of(H: int, own: bool, ref: bool) -> tuple[int, int]:
     """First and number of the heads to work on, of the 2*H of both branches."""
     return 0 if own else H, H * (own + ref)
 

@@ -3,8 +3,8 @@
 The backward is chosen with the forward, since it decides what is kept for it:
 
 - "triton" keeps what attention computed, `both` [B*F, N, 2*H*D], and the log of the sum of exp of its scores.
-- "gluon" keeps the same and is the same, but for the derivatives by keys and values: where it can, the Gluon kernel
-  computes them.
+- "gluon" keeps the same and is the same, but that Gluon kernels compute the derivatives by queries, and by keys and
+  values, where they can.
 - "recompute" keeps the inputs alone, and costs a second forward: it computes the "sdpa" backend and takes that one's
   derivatives. So do second derivatives, whichever was chosen: only PyTorch's own operations have them.
 
@@ -71,18 +71,20 @@ def attention_backward(
     both: Tensor,
     lse: Tensor,
     needed: list[bool],
-    kernel: str = "triton",  # or "gluon": whose derivatives by keys and values, where it serves such tensors
+    kernel: str = "triton",  # or "gluon": whose derivatives, where it serves such tensors
 ) -> list[Tensor]:
     """Derivatives by the six tensors of attention; an empty tensor for each that is not needed."""
-    from .triton_backward import attend_backward, launch_keys
+    from .triton_backward import attend_backward, launch_keys, launch_queries
 
     if kernel == "gluon":
         from . import gluon_backward
 
-        if gluon_backward.serves(q):
+        if gluon_backward.serves_keys(q):
             launch_keys = gluon_backward.launch_keys
-    scale = q.shape[-1] ** -0.5
-    return attend_backward(grad, q, k, v, q_ref, k_ref, v_ref, w_out, w_ref, both, lse, scale, needed, launch_keys)
+        if gluon_backward.serves_queries(q):
+            launch_queries = gluon_backward.launch_queries
+    attention, scale = (q, k, v, q_ref, k_ref, v_ref), q.shape[-1] ** -0.5
+    return attend_backward(grad, *attention, w_out, w_ref, both, lse, scale, needed, launch_keys, launch_queries)
 
 
 @attention_backward.register_fake
