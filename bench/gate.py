@@ -28,7 +28,7 @@ class GluonCase(NamedTuple):
 
 
 Job = Case | GluonCase
-GLUON_KERNELS = {"GLUON": "attend", "GLUON_KEYS": "keys"}  # whose tiles a table has
+GLUON_KERNELS = {"GLUON": "attend", "GLUON_KEYS": "keys", "GLUON_QUERIES": "queries"}  # whose tiles a table has
 
 
 class Gate:

@@ -25,8 +25,9 @@ TABLES = {
     "BACKWARD_KEYS": "forward+backward",
     "GLUON": "forward",
     "GLUON_KEYS": "forward+backward",
+    "GLUON_QUERIES": "forward+backward",
 }
-GLUON = {"GLUON": "TILES", "GLUON_KEYS": "KEYS"}
+GLUON = {"GLUON": "TILES", "GLUON_KEYS": "KEYS", "GLUON_QUERIES": "QUERIES"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Entry:
         rows = self._rows()
         if self.table in GLUON:
             # Gluon's kernel of the keys leaves the other numbers of tokens to Triton's.
-            return self.limit == shape.D and (self.table == "GLUON" or shape.N % 4 == 0)
+            return self.limit == shape.D and (self.table != "GLUON_KEYS" or shape.N % 4 == 0)
         if self.table == "PROJECTION":
             return self.limit == min((limit for limit in rows if limit >= shape.C), default=max(rows))
         return self.limit == min((limit for limit in rows if limit >= shape.D), default=None)

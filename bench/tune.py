@@ -52,6 +52,9 @@ GRIDS: dict[tuple[str, bool], list[Tile]] = {
         gluon_tiles.Tile(*sizes) for sizes in product((2, 3), (64, 128), (32, 64, 128), (2, 3, 4), (False, True))
     ],
     ("GLUON_KEYS", True): [gluon_tiles.Tile(*sizes) for sizes in product((2, 3), (32, 64, 128), (64,), (2, 3, 4))],
+    ("GLUON_QUERIES", True): [
+        gluon_tiles.Tile(*sizes) for sizes in product((2, 3), (64, 128), (32, 64, 128), (2, 3, 4))
+    ],
 }
 
 

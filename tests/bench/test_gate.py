@@ -117,7 +117,9 @@ def test_a_tile_is_vetted_for_all_that_its_entry_serves_and_no_other_tile(load, 
     assert {(job.kernel, job.D) for job in pool.jobs} == {("attend", 160)}
     assert gate.vet(entry_of(load, "GLUON_KEYS", 80), gluon_tiles.Tile(2, 64, 32, 2)) == ""
     assert {(job.kernel, job.D) for job in pool.jobs[2:]} == {("keys", 80)}
-    assert [job.dtype for job in pool.jobs] == [torch.float16, torch.bfloat16] * 2
+    assert gate.vet(entry_of(load, "GLUON_QUERIES", 80), gluon_tiles.Tile(2, 64, 32, 2)) == ""
+    assert {(job.kernel, job.D) for job in pool.jobs[4:]} == {("queries", 80)}
+    assert [job.dtype for job in pool.jobs] == [torch.float16, torch.bfloat16] * 3
 
 
 def test_what_does_not_compile_is_a_reason_and_not_an_error(load):
@@ -140,6 +142,7 @@ def test_what_does_not_compile_is_a_reason_and_not_an_error(load):
         ("attend", gluon_tiles.Tile(2, 64, 32, 2), ""),
         ("keys", gluon_tiles.Tile(2, 128, 64, 2), "spills: "),
         ("keys", gluon_tiles.Tile(3, 32, 64, 4), ""),
+        ("queries", gluon_tiles.Tile(2, 64, 64, 3), ""),
     ],
 )
 def test_gluon_tiles_are_held_to_their_limits(load, kernel, tile, message):
@@ -194,7 +197,7 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         get_current_target=lambda: GPUTarget("cuda", 90, 32),
     )
     monkeypatch.setattr(driver, "_active", hopper)
-    for module in ("triton_forward", "triton_backward", "gluon_kernel", "gluon_keys_kernel"):
+    for module in ("triton_forward", "triton_backward", "gluon_kernel", "gluon_keys_kernel", "gluon_queries_kernel"):
         for value in vars(importlib.import_module(f"xdyna_kernels.{module}")).values():
             if isinstance(value, triton.JITFunction):
                 monkeypatch.setattr(value, "device_caches", defaultdict(value.create_binder))
@@ -217,8 +220,8 @@ def test_a_launch_finds_what_the_gate_compiled(load, keys, dtype, N, D, persiste
 
     arithmetic = tiles.arithmetic(dtype)
     entries = [entry for entry in load("tile_table").entries(CHIP, arithmetic) if entry.serves(of)]
-    keys_by_gluon = N % 4 == 0 and D in gluon_tiles.KEYS
-    assert len(entries) == (5 + keys_by_gluon if dtype == torch.bfloat16 else 4)  # one of every table
+    by_gluon = 1 + (N % 4 == 0 and D in gluon_tiles.KEYS) + (D in gluon_tiles.QUERIES)
+    assert len(entries) == (4 + by_gluon if dtype == torch.bfloat16 else 4)  # one of every table
     for entry in entries:
         keys.clear()
         gate.compile_job(gate.launched(entry, entry.get(), of))

@@ -36,7 +36,11 @@ def load(monkeypatch: pytest.MonkeyPatch):
     table = importlib.import_module("tile_table")
     for name in table.sources()["tiles.py"]:
         monkeypatch.setattr(tiles, name, copy.deepcopy(getattr(tiles, name)))
-    for rows in (gluon_tiles.TILES, gluon_tiles.KEYS):  # the tables that others have imported themselves
+    for rows in (
+        gluon_tiles.TILES,
+        gluon_tiles.KEYS,
+        gluon_tiles.QUERIES,
+    ):  # the tables that others have imported themselves
         for D, tile in rows.items():
             monkeypatch.setitem(rows, D, tile)
     return importlib.import_module
@@ -288,7 +292,7 @@ def test_slow_tiles_are_timed_less_often(load, tune, monkeypatch):
     assert many == {present, FAST, MIDDLE}  # the present one's place is to be known, slow as it may be
 
 
-@pytest.mark.parametrize(("name", "rows"), [("GLUON", "TILES"), ("GLUON_KEYS", "KEYS")])
+@pytest.mark.parametrize(("name", "rows"), [("GLUON", "TILES"), ("GLUON_KEYS", "KEYS"), ("GLUON_QUERIES", "QUERIES")])
 def test_a_gluon_tile_is_tried_on_its_backend_and_written_to_its_table(load, tune, table, monkeypatch, name, rows):
     """Nothing but Gluon is asked for; the operator sees each tile where it takes its own from."""
     tried, entries = getattr(gluon_tiles, rows), load("tile_table").entries
@@ -327,7 +331,7 @@ def test_a_gluon_tile_is_tried_on_its_backend_and_written_to_its_table(load, tun
     assert entry["after"] == fast._asdict()
     assert [trial["ms"] for trial in entry["trials"]] == [2.0, 2.0, 1.0]
     written = read(table.parent / "gluon_tiles.py")
-    for table_name in ("TILES", "KEYS"):
+    for table_name in ("TILES", "KEYS", "QUERIES"):
         assert {D: tuple(tile) for D, tile in written[table_name].items()} == getattr(gluon_tiles, table_name)
     assert tried[40] == fast
     assert written["REGISTERS"] == gluon_tiles.REGISTERS
@@ -340,14 +344,15 @@ def test_gluon_has_entries_for_hopper_in_half_precision_only(load):
     found = [(chip, kind) for chip in ("sm_80", "sm_90", "sm_100") for kind in ("half", "tf32", "ieee")]
     assert [pair for pair in found if any(e.backend == "gluon" for e in entries(*pair))] == [(CHIP, "half")]
     gluon = [entry for entry in entries(CHIP, "half") if entry.backend == "gluon"]
-    assert {entry.table for entry in gluon} == {"GLUON", "GLUON_KEYS"}
+    assert {entry.table for entry in gluon} == {"GLUON", "GLUON_KEYS", "GLUON_QUERIES"}
     shape = load("shapes").Shape
     served = [
         [(N, D) for N in (18, 20) for D in (32, 40, 48, 80, 160) if e.serves(shape(1, 2, N, 2, D))] for e in gluon
     ]
     # Each its width of heads alone; of the keys', no tokens but in fours.
-    assert served == [[(18, 40), (20, 40)], [(18, 80), (20, 80)], [(18, 160), (20, 160)], [(20, 40)], [(20, 80)]]
-    assert (str(gluon[0]), str(gluon[-1])) == ("sm_90 half gluon D = 40", "sm_90 half gluon keys D = 80")
+    any_number = [[(18, D), (20, D)] for D in (40, 80, 160)]
+    assert served == [*any_number, [(20, 40)], [(20, 80)], *any_number[:2]]
+    assert (str(gluon[0]), str(gluon[-1])) == ("sm_90 half gluon D = 40", "sm_90 half gluon queries D = 80")
 
 
 def test_entries_of_the_backward_are_judged_by_gradients(load, tune, monkeypatch):
