@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import attn_rows
@@ -150,6 +151,9 @@ def tuned(plan: Plan, dtype: str | None, save: Callable[[dict], object]) -> int:
         return 1
     try:
         tune.tune(plan, chip, dtypes, folder, save)
+    except BrokenProcessPool:
+        print("--tune: a compiler ended its process; the tables are as they were", file=sys.stderr)
+        return 1
     except (tune.TuneError, OSError) as error:
         print(f"--tune: {error}", file=sys.stderr)
         return 1

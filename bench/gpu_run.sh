@@ -25,12 +25,12 @@ timeout 110 "$python" bench/attn.py --parity-only --only own --no-compile-report
 racecheck() { # name, seconds, arguments of python
     local log=$out/$1.log code=null
     if command -v compute-sanitizer >/dev/null; then
-        timeout "$2" compute-sanitizer --tool racecheck --error-exitcode 3 "$python" "${@:3}" >"$log" 2>&1
+        timeout "$2" compute-sanitizer --tool racecheck --error-exitcode 3 "$python" bench/racecheck.py run "${@:3}" >"$log" 2>&1
         code=$?
     else
         echo "compute-sanitizer is not installed: nothing was checked" | tee "$log"
     fi
-    "$python" bench/racecheck.py "$log" "$code" >"$out/$1.json"
+    "$python" bench/racecheck.py judge "$log" "$code" >"$out/$1.json"
     local passed=$?
     rm "$log"
     return $passed

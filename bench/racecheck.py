@@ -6,17 +6,20 @@ that read in kernels that also have barriers in shared memory (see racecheck_con
 line of the kernel's `def`, where no statement of the kernel stands. tests/kernels holds the machine code to the
 barrier.
 
-python bench/racecheck.py LOG EXIT_CODE    prints the hazards as JSON; exit code 1 if one is of the kernel's own
+python bench/racecheck.py run SCRIPT ...       runs it, and says so if it came to its end without an error
+python bench/racecheck.py judge LOG EXIT_CODE  prints the hazards as JSON; exit code 1 if one is of the kernel's own
 """
 
 import json
 import re
+import runpy
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 SOURCES = (Path(__file__).parent, Path(__file__).parents[1] / "packages/xdyna-kernels/src/xdyna_kernels")
 _ACCESS = r"(Read|Write) access at (\w+)\+0x[0-9a-f]+ in ([\w.]+):(\d+)"
+DONE = "what was to be checked came to its end"
 LINES_KEPT = 200
 
 
@@ -55,17 +58,31 @@ def _is_head(kernel: str, file: str, line: str) -> bool:
     return False
 
 
-def main(path: Path, exit_code: int | None) -> int:
+def judge(path: Path, exit_code: int | None) -> int:
     """exit_code: of compute-sanitizer, None where it was not there."""
     log = path.read_text(errors="replace")
     found = hazards(log)
-    # It ends with an error when it reports a hazard, and when what it ran failed or was cut off: then there is none.
-    passed = exit_code in (0, None) or (bool(found) and "RACECHECK SUMMARY" in log)
-    passed = passed and all(hazard.of_dispatch for hazard in found)
+    # Its exit code tells hazards, and then not whether what it ran failed.
+    ran = exit_code is None or (DONE in log and "RACECHECK SUMMARY" in log and (exit_code == 0 or bool(found)))
+    passed = ran and all(hazard.of_dispatch for hazard in found)
     record = {"exit_code": exit_code, "passed": passed, "hazards": [asdict(hazard) for hazard in found]}
     json.dump(record | {"log": log.splitlines()[-LINES_KEPT:]}, sys.stdout, indent=1)
     return 0 if passed else 1
 
 
+def run(script: str, arguments: list[str]) -> int:
+    sys.argv = [script, *arguments]
+    sys.path[0] = str(Path(script).parent)
+    try:
+        runpy.run_path(script, run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    if code == 0:
+        print(DONE, flush=True)
+    return code
+
+
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), json.loads(sys.argv[2])))
+    what, first, *rest = sys.argv[1:]
+    sys.exit(run(first, rest) if what == "run" else judge(Path(first), json.loads(rest[0])))

@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +18,7 @@ LOG = """========= COMPUTE-SANITIZER
 ========= Error: {}
 =========     and Write access at attend_kernel+0x8ac0 in gluon_kernel.py:173 [5 hazards]
 =========     and Write access at attend_kernel+0xeab0 in gluon_kernel.py:232 [7 hazards]
-=========
+what was to be checked came to its end
 ========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)
 """
 
@@ -31,7 +33,7 @@ def racecheck(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def judge(racecheck: ModuleType, tmp_path: Path) -> Callable[[str, int | None], int]:
     def of(log: str, code: int | None) -> int:
         (tmp_path / "log").write_text(log)
-        return racecheck.main(tmp_path / "log", code)
+        return racecheck.judge(tmp_path / "log", code)
 
     return of
 
@@ -67,8 +69,21 @@ def test_any_other_hazard_fails(access: str, dispatch: str, racecheck: ModuleTyp
     assert judge(dispatch + log, 3) == 1, "one of Triton's beside it excuses nothing"
 
 
-def test_what_did_not_run_to_its_end_does_not_pass(dispatch: str, judge: Callable):
-    assert judge("", 0) == 0
+def test_what_did_not_run_to_its_end_does_not_pass(dispatch: str, racecheck: ModuleType, judge: Callable):
+    clean = f"{racecheck.DONE}\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n"
+    assert judge(clean, 0) == 0
     assert judge("", None) == 0, "compute-sanitizer is not installed"
-    assert judge("", 1) == 1, "what was to be checked failed"
-    assert judge(dispatch.replace("RACECHECK SUMMARY", ""), 124) == 1, "cut off by its time limit"
+    assert judge("", 0) == 1
+    assert judge(clean, 1) == 1, "an error that is no hazard"
+    for code in (1, 3, 124, 139):
+        assert judge(dispatch.replace("RACECHECK SUMMARY", ""), code) == 1, "cut off"
+        assert judge(dispatch.replace(racecheck.DONE, "Traceback"), code) == 1, "it failed, beside Triton's hazard"
+
+
+@pytest.mark.parametrize(("end", "code"), [("", 0), ("sys.exit(0)", 0), ("sys.exit(1)", 1), ("sys.exit('why')", 1)])
+def test_only_what_succeeds_is_said_to_have_come_to_its_end(end, code, tmp_path: Path):
+    (tmp_path / "script.py").write_text(f"import sys\nassert sys.argv[1:] == ['--flag']\n{end}\n")
+    command = [sys.executable, ROOT / "bench" / "racecheck.py", "run", tmp_path / "script.py", "--flag"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == code
+    assert ("came to its end" in done.stdout) == (code == 0)

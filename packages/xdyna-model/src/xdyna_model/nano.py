@@ -55,7 +55,7 @@ def nano_scheduler() -> DDIMScheduler:
 
 def nano_pipeline(seed: int = 0, size: dict[str, Any] = CPU_SIZE) -> XDynaPipeline:
     """The nano model before training: random weights drawn from `seed`, float32 on the CPU. size: `CPU_SIZE`, or
-    `GPU_SIZE`, which takes twice the time."""
+    `GPU_SIZE`, which has more channels at full size and fewer below."""
     control = CONTROL | BACKBONE | {"block_out_channels": size["block_out_channels"]}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,8 +1,6 @@
 """A denoiser that is told where and when a latent lies: what a model trained from scratch needs, and a pretrained one
 has."""
 
-from functools import lru_cache
-
 import torch
 from diffusers import (
     ModelMixin,  # noqa: F401  diffusers looks for the base class in the module of a component
@@ -22,10 +20,10 @@ WINDOW = 16  # frames
 NUM_POSITION_CHANNELS = 4 * len(FREQUENCIES) + 2 * len(MOMENT_FREQUENCIES) + 1
 
 
-def position_channels(height: int, width: int) -> Tensor:
+def position_channels(height: int, width: int, device: torch.device | None = None) -> Tensor:
     """Sines and cosines of both coordinates, [24, height, width] float32; square pixels, the origin at the top left."""
     scale = 2 * torch.pi / max(height, width)
-    rows, columns = (scale * (torch.arange(n, dtype=torch.float32) + 0.5) for n in (height, width))
+    rows, columns = (scale * (torch.arange(n, dtype=torch.float32, device=device) + 0.5) for n in (height, width))
     waves = [
         wave(f * axis)
         for f in FREQUENCIES
@@ -35,21 +33,20 @@ def position_channels(height: int, width: int) -> Tensor:
     return AMPLITUDE * torch.stack([wave.expand(height, width) for wave in waves])
 
 
-def moment_channels(frames: int) -> Tensor:
+def moment_channels(frames: int, device: torch.device | None = None) -> Tensor:
     """Sines and cosines of a frame's place in the clip, [12, frames] float32; the reference is frame 0."""
-    moments = 2 * torch.pi / WINDOW * torch.arange(frames, dtype=torch.float32)
+    moments = 2 * torch.pi / WINDOW * torch.arange(frames, dtype=torch.float32, device=device)
     return AMPLITUDE * torch.stack([wave(f * moments) for f in MOMENT_FREQUENCIES for wave in (torch.sin, torch.cos)])
 
 
-@lru_cache(maxsize=4)  # a copy from the CPU in every step makes a GPU wait, and cannot be captured in a CUDA graph
-def told_channels(frames: int, height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Places, moments and the flag on the reference, [1, 37, frames, height, width]."""
-    with torch.inference_mode(False):  # what is kept may be trained with later
-        places = repeat(position_channels(height, width), "c h w -> c f h w", f=frames)
-        moments = repeat(moment_channels(frames), "c f -> c f h w", h=height, w=width)
-        flag = torch.zeros(1, frames, height, width)
-        flag[:, 0] = AMPLITUDE
-        return torch.cat([places, moments, flag])[None].to(device, dtype)
+def told_channels(frames: int, height: int, width: int, device: torch.device) -> Tensor:
+    """Places, moments and the flag on the reference, [1, 37, frames, height, width] float32. Made where they are used:
+    a copy from the CPU in every step makes a GPU wait, and cannot be captured in a CUDA graph."""
+    places = repeat(position_channels(height, width, device), "c h w -> c f h w", f=frames)
+    moments = repeat(moment_channels(frames, device), "c f -> c f h w", h=height, w=width)
+    flag = torch.zeros(1, frames, height, width, device=device)
+    flag[:, 0] = AMPLITUDE
+    return torch.cat([places, moments, flag])[None]
 
 
 class PositionalUNet(XDynaUNet):
@@ -69,5 +66,5 @@ class PositionalUNet(XDynaUNet):
     def forward(self, sample: Tensor, *args, **kwargs) -> UNetMotionOutput | tuple[Tensor]:
         """As `XDynaUNet.forward`; sample: [B, C, F, h, w] with C the channels of the latents alone."""
         batch, _, frames, height, width = sample.shape
-        told = told_channels(frames, height, width, sample.device, sample.dtype)
-        return super().forward(torch.cat([sample, told.expand(batch, -1, -1, -1, -1)], dim=1), *args, **kwargs)
+        told = told_channels(frames, height, width, sample.device).to(sample.dtype).expand(batch, -1, -1, -1, -1)
+        return super().forward(torch.cat([sample, told], dim=1), *args, **kwargs)

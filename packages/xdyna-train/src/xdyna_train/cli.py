@@ -10,6 +10,8 @@ from typing import Annotated, NoReturn
 import typer
 from xdyna_model.errors import InputError
 
+from xdyna_train.config import PRESETS
+
 app = typer.Typer(
     help="Prepare clips, train X-Dyna, and measure what it makes.",
     no_args_is_help=True,
@@ -116,7 +118,7 @@ def prepare(
 
 @app.command()
 def fit(
-    preset: Annotated[str, typer.Option(help="nano, nano-more, nano-finish, smoke or paper: what the run is.")],
+    preset: Annotated[str, typer.Option(help=f"What the run is: {', '.join(PRESETS)}.")],
     out: Annotated[Path, typer.Option(help="Folder of the run: metrics.jsonl, checkpoints, samples, model.")],
     data: Annotated[
         list[Path] | None,

@@ -47,7 +47,8 @@ class Config:
     cuda_graphs: whether a GPU replays its steps from CUDA graphs; for small models. Ignored on a CPU, by several
         processes, and where gradients are accumulated or checkpointed.
     model: where training starts from; see `starts.py`.
-    note: what the preset reached, and when.
+    note: what the preset reached. Those of the nano presets are of 2026-11-26, from before scenes drifted at one speed
+        and the moment was told, which makes other cases.
     """
 
     stages: tuple[Stage, ...]

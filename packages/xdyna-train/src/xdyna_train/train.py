@@ -32,7 +32,7 @@ from xdyna_train.engine import attention_for, captured, new_accelerator
 from xdyna_train.fusion import Batch, FusionDataset, collate, places
 from xdyna_train.journal import METRICS, Journal
 from xdyna_train.loss import add_noise, denoising_loss, target, timestep_weights
-from xdyna_train.termination import noted_termination
+from xdyna_train.termination import noted_termination, pass_over_first_termination
 from xdyna_train.trainee import Trainee, frozen_hash, train_only
 
 Sampler = Callable[[XDynaPipeline, int], None]  # is given the pipeline with the averaged weights, and the step
@@ -231,6 +231,7 @@ class _Run:
             batch_sampler=shares,
             collate_fn=collate,
             num_workers=config.workers,
+            worker_init_fn=pass_over_first_termination,
             pin_memory=accelerator.device.type == "cuda",
         )
         try:
