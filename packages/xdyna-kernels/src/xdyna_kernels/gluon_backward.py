@@ -16,7 +16,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from .gluon_forward import describe, launch, tile_constants
 from .gluon_keys_kernel import keys_kernel
 from .gluon_queries_kernel import queries_kernel
-from .gluon_tiles import DTYPES, KEYS, QUERIES
+from .gluon_tiles import DTYPES, KEYS, QUERIES, Tile
 from .triton_backward import heads_of
 from .triton_forward import LOG2_E, chip
 
@@ -45,17 +45,15 @@ def launch_keys(
     ref: bool,  # whether dk_ref and dv_ref are
 ) -> None:
     """Writes dk and dv of the branches that are wanted. Of the other, d_both, lse and delta are not read."""
-    q, k, v, q_ref, k_ref, v_ref = tensors
-    (B, F, N, H, D), M = q.shape, k_ref.shape[1]
+    q = tensors[0]
+    (B, F, N, H, D), M = q.shape, tensors[4].shape[1]
     tile = KEYS[D]
-    queries = [describe(x, tile.queries) for x in (q, q_ref, d_both.view(B, F, N, 2 * H, D))]
-    keys = [describe(x, tile.keys) for x in (k, v, k_ref[:, None], v_ref[:, None])]
-    described = [queries[0], keys[0], keys[1], queries[1], keys[2], keys[3], queries[2]]
     rows = [_describe_rows(x, tile.queries) for x in (lse * LOG2_E, delta)]
     keys_of_program = tile.warpgroups * tile.keys
     of_reference = math.ceil(M / keys_of_program) * H * B if ref else 0
     programs = of_reference + (math.ceil(N / keys_of_program) * H * B * F if own else 0)
     sizes = (scale, F, N, M, H, of_reference)
+    described = _describe_all(tensors, d_both, tile)
     launch(keys_kernel, programs, q, *described, *rows, *into, *sizes, **tile_constants(D, tile))
 
 
@@ -70,21 +68,28 @@ def launch_queries(
     ref: bool,  # whether dq_ref is
 ) -> None:
     """Writes dq of the branches that are wanted. Of the other, d_both, lse and delta are not read."""
-    q, k, v, q_ref, k_ref, v_ref = tensors
-    (B, F, N, H, D), M = q.shape, k_ref.shape[1]
+    q = tensors[0]
+    (B, F, N, H, D), M = q.shape, tensors[4].shape[1]
     tile = QUERIES[D]
-    queries = [describe(x, tile.queries) for x in (q, q_ref, d_both.view(B, F, N, 2 * H, D))]
-    keys = [describe(x, tile.keys) for x in (k, v, k_ref[:, None], v_ref[:, None])]
-    described = [queries[0], keys[0], keys[1], queries[1], keys[2], keys[3], queries[2]]
     first_head, heads = heads_of(H, own, ref)
     programs = math.ceil(N / (tile.warpgroups * tile.queries)) * heads * B * F
     sizes = (scale, F, N, M, H, first_head, heads)
+    described = _describe_all(tensors, d_both, tile)
     launch(queries_kernel, programs, q, *described, lse, delta, *into, *sizes, **tile_constants(D, tile))
 
 
 def row_block(queries: int) -> list[int]:
     """What one copy brings of a [B*F*2*H, N]."""
     return [1, queries]
+
+
+def _describe_all(tensors: Sequence[Tensor], d_both: Tensor, tile: Tile) -> list[TensorDescriptor]:
+    """The six tensors of attention and d_both, in the order in which the kernels take them."""
+    q, k, v, q_ref, k_ref, v_ref = tensors
+    B, F, N, H, D = q.shape
+    queries = [describe(x, tile.queries) for x in (q, q_ref, d_both.view(B, F, N, 2 * H, D))]
+    keys = [describe(x, tile.keys) for x in (k, v, k_ref[:, None], v_ref[:, None])]
+    return [queries[0], *keys[:2], queries[1], *keys[2:], queries[2]]
 
 
 def _describe_rows(x: Tensor, queries: int) -> TensorDescriptor:
