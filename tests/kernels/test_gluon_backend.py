@@ -66,6 +66,7 @@ def project(both, w_out, b_out, w_ref, b_ref, residual):
 def on_cpu(monkeypatch):
     monkeypatch.setattr(contract, "_why_not_gluon", lambda q: None)
     monkeypatch.setattr(gluon_forward, "attend_kernel", OnCPU(gluon_kernel))
+    monkeypatch.setattr(gluon_forward, "multiprocessors", lambda on: 3)
     monkeypatch.setattr(triton_forward, "project", project)
 
 

@@ -21,7 +21,7 @@ from triton.experimental.gluon._runtime import GluonASTSource
 
 from .ahead_of_time import SHARED_LIMIT, disassemble
 from .gluon_backward import ROW_LAYOUT, row_block
-from .gluon_forward import LAYOUT, block, tile_constants
+from .gluon_forward import LAYOUT, block, part_layout, tile_constants
 from .gluon_kernel import attend_kernel
 from .gluon_keys_kernel import keys_kernel
 from .gluon_queries_kernel import queries_kernel
@@ -75,8 +75,12 @@ def compile_kernel(kernel: str, D: int, dtype: torch.dtype = torch.bfloat16, til
         elif name in ("lse", "delta"):
             signature[name] = f"tensordesc<fp32{row_block(constants['QUERIES'])},{ROW_LAYOUT!r}>"
         else:
-            rows = constants["QUERIES" if name in ("q", "qr", "d_both") else "KEYS"]
-            signature[name] = f"tensordesc<{NAMES[dtype]}{block(rows, D)},{LAYOUT!r}>"  # as Triton does at a launch
+            rows = constants["QUERIES" if name.startswith(("q", "d_both")) else "KEYS"]
+            shape, layout = block(rows, D), LAYOUT
+            if name.endswith(("0", "1")):  # a part of the channels
+                width = constants["D" + name[-1]]
+                shape, layout = block(rows, width), part_layout(width)
+            signature[name] = f"tensordesc<{NAMES[dtype]}{shape},{layout!r}>"  # as Triton does at a launch
     source = GluonASTSource(function, signature, constants, attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
     usage, code = disassemble(compiled.asm["cubin"])
@@ -174,7 +178,8 @@ def main(path: Path) -> None:
     """Writes one line for each D, so that a changed tile reads as one changed line."""
     sections = [f'"triton": "{triton.__version__}"']
     for kernel, table in TABLES.items():
-        rows = ",\n".join(f'  "{D}": {json.dumps(asdict(compile_kernel(kernel, D)[0]))}' for D in table)
+        longest = {D: max(compile_kernel(kernel, D), key=lambda loop: loop.instructions) for D in table}
+        rows = ",\n".join(f'  "{D}": {json.dumps(asdict(loop))}' for D, loop in longest.items())
         sections.append(f'"{kernel}": {{\n{rows}\n}}')
     path.write_text(f"{{{', '.join(sections)}}}\n")
 

@@ -2,8 +2,7 @@
 80.
 
 Compiled for sm_90 and held to their machine code, and run on CPU tensors through a stand-in for Gluon's operations. On
-an H100, in bfloat16, the kernel of keys and values has agreed with the Triton one to 1e-5. The one of the queries has
-not run on a GPU.
+an H100 the operator with both has passed parity with float64, in float16 at odd numbers of tokens, too.
 """
 
 import math

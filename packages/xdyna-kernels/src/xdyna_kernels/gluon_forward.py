@@ -1,8 +1,7 @@
 """Attention over both branches by the Gluon kernel: as `triton_forward.attend`, for Hopper and D = 40, 80 and 160.
 
 Compiled for sm_90 and held to its machine code, and run on CPU tensors through a stand-in for Gluon's operations. On an
-H100 it has passed parity with float64 in bfloat16 at the model's sizes, alone and under the Triton backward; since it
-was written so that a program may take many tiles, it has not run on one.
+H100 it has passed parity with float64, and been timed, as bench/baselines tells.
 
 compute-sanitizer's racecheck reported hazards there: none in the tiles of queries, keys or values, all between what
 Triton's `warp_specialize` writes to tell its warps what to run and their reads of it. It says the same of a kernel
@@ -24,11 +23,22 @@ from .triton_forward import LOG2_E, readable
 LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=5)  # of a block in shared memory
 
 
+def parts(D: int) -> tuple[int, int]:
+    """Powers of two that a head's channels are multiplied in, together D or a little more."""
+    D0 = 1 << (D.bit_length() - 1)
+    return D0, max(16, D - D0)
+
+
+def part_layout(width: int) -> gl.NVMMASharedLayout:
+    """Of a block of so many channels in shared memory."""
+    return gl.NVMMASharedLayout(swizzle_byte_width=min(128, 2 * width), element_bitwidth=16, rank=5)
+
+
 def tile_constants(D: int, tile: Tile) -> dict[str, int]:
     """The compile-time arguments of a Gluon kernel."""
-    D0 = 1 << (D.bit_length() - 1)
+    D0, D1 = parts(D)
     registers, producer = REGISTERS[tile.warpgroups]
-    sizes = {"D": D, "D0": D0, "D1": max(16, D - D0), "WARPGROUPS": tile.warpgroups}
+    sizes = {"D": D, "D0": D0, "D1": D1, "WARPGROUPS": tile.warpgroups}
     sizes |= {"QUERIES": tile.queries, "KEYS": tile.keys, "STAGES": tile.stages}
     return sizes | {"REGISTERS": registers, "PRODUCER_REGISTERS": producer}
 
@@ -46,6 +56,15 @@ def describe(x: Tensor, rows: int) -> TensorDescriptor:
     return TensorDescriptor(x, list(x.shape), list(x.stride()), block(rows, x.shape[-1]), LAYOUT)
 
 
+def describe_parts(x: Tensor, rows: int) -> list[TensorDescriptor]:
+    """As `describe`, for copies of the first of `parts` and of the second."""
+    whole = describe(x, rows)
+    return [
+        TensorDescriptor(whole.base, whole.shape, whole.strides, block(rows, width), part_layout(width))
+        for width in parts(x.shape[-1])
+    ]
+
+
 def attend(
     q: Tensor,  # [B, F, N, H, D]
     k: Tensor,  # [B, F, N, H, D]
@@ -59,9 +78,9 @@ def attend(
     """softmax(scale q k^T) v of both branches, side by side. A log that no backward will read is not kept: [0] then."""
     B, F, N, H, D = q.shape
     tile = TILES[D]
-    queries = [describe(x, tile.queries) for x in (q, q_ref)]
-    keys = [describe(x, tile.keys) for x in (k, v, k_ref[:, None], v_ref[:, None])]
-    tensors = [queries[0], keys[0], keys[1], queries[1], keys[2], keys[3]]
+    own = [(q, tile.queries), (k, tile.keys), (v, tile.keys)]
+    ref = [(q_ref, tile.queries), (k_ref[:, None], tile.keys), (v_ref[:, None], tile.keys)]
+    tensors = [part for x, rows in own + ref for part in describe_parts(x, rows)]
     both = q.new_empty(B * F, N, 2 * H * D)
     lse = q.new_empty((B * F, 2 * H, N) if keep_lse else 0, dtype=torch.float32)
     tiles = math.ceil(N / (tile.warpgroups * tile.queries)) * 2 * H * B * F

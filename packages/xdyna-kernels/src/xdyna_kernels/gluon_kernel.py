@@ -4,13 +4,14 @@ A tile is a block of queries of one head in one branch for each of a program's t
 copies keys and values, which they share, into shared memory (TMA). Each runs as FlashAttention-3 does within a
 warpgroup (Shah et al. 2024, Section 3.2): the next scores are issued before the last values are waited for, so that the
 tensor cores work under the softmax. Unlike it, a head of 40, 80 or 160 channels is not padded: 32 + 16, 64 + 16 or
-128 + 32 are multiplied.
+128 + 32 are copied and multiplied.
 
 A program takes every n-th tile, where n is how many programs there are: as many as tiles, or fewer ("persistent"). Then
 the producer copies the next tile's queries and first keys while the warpgroups finish the last one and store it. Steps
 over the keys are counted on from tile to tile.
 
-A `ring` is (tiles, full, free): stages of shared memory, and a barrier for each that it has been filled, or left.
+Channels lie in shared memory in two parts, the first D0 and the rest: together they would be padded to a power of two.
+A `ring` is (tiles0, tiles1, full, free): stages of such, and a barrier for each that it has been filled, or left.
 """
 
 # A type checker sees neither Gluon's hidden arguments nor that its constexprs are values.
@@ -39,35 +40,44 @@ def _place(tile, N, H, ROWS: gl.constexpr):
 def _wait_free(ring, step, STAGES: gl.constexpr):
     """Waits until the last readers of the stage of this step have left it, those of `step - STAGES`."""
     # Of a stage never filled, the phase before is over.
-    mbarrier.wait(ring[2].index(step % STAGES), (step // STAGES + 1) & 1)
+    mbarrier.wait(ring[3].index(step % STAGES), (step // STAGES + 1) & 1)
 
 
 @gluon.jit
 def _wait_full(ring, step, STAGES: gl.constexpr, pred=True):
-    mbarrier.wait(ring[1].index(step % STAGES), (step // STAGES) & 1, pred=pred)
+    mbarrier.wait(ring[2].index(step % STAGES), (step // STAGES) & 1, pred=pred)
+
+
+@gluon.jit
+def _copy(source, b, f, h, row, full, tile0, tile1):
+    """Copies a block of rows of `source`, the first channels into one tile and the rest into another."""
+    tma.async_copy_global_to_shared(source[0], [b, f, h, row, 0], full, tile0)
+    tma.async_copy_global_to_shared(source[1], [b, f, h, row, source[0].block_shape[4]], full, tile1)
 
 
 @gluon.jit
 def _fill(source, b, f, h, row, ring, step, STAGES: gl.constexpr):
     """Copies a block of rows of `source` into the stage of this step."""
-    tiles, full, _ = ring
+    tiles0, tiles1, full, _ = ring
     stage = step % STAGES
     _wait_free(ring, step, STAGES)
-    mbarrier.expect(full.index(stage), source.block_type.nbytes)
-    tma.async_copy_global_to_shared(source, [b, f, h, row, 0], full.index(stage), tiles.index(stage))
+    mbarrier.expect(full.index(stage), source[0].block_type.nbytes + source[1].block_type.nbytes)
+    _copy(source, b, f, h, row, full.index(stage), tiles0.index(stage), tiles1.index(stage))
 
 
 @gluon.jit
 def _produce_tile(
-    q, k, v, f_keys, q_tiles, q_full, k_ring, v_ring, b, f, h, first_row, first, end,
+    source, f_keys, q_tiles, q_full, k_ring, v_ring, b, f, h, first_row, first, end,
     WARPGROUPS: gl.constexpr, QUERIES: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
+    q, k, v = source
     _fill(k, b, f_keys, h, (end - 1 - first) * KEYS, k_ring, first, STAGES)
     # Who has left the last keys of the tile before is also done with its queries.
     _wait_free(k_ring, first - 1 + STAGES, STAGES)
-    mbarrier.expect(q_full, WARPGROUPS * q.block_type.nbytes)
+    mbarrier.expect(q_full, WARPGROUPS * (q[0].block_type.nbytes + q[1].block_type.nbytes))
     for group in gl.static_range(WARPGROUPS):
-        tma.async_copy_global_to_shared(q, [b, f, h, first_row + group * QUERIES, 0], q_full, q_tiles.index(group))
+        row = first_row + group * QUERIES
+        _copy(q, b, f, h, row, q_full, q_tiles[0].index(group), q_tiles[1].index(group))
     _fill(v, b, f_keys, h, (end - 1 - first) * KEYS, v_ring, first, STAGES)
     for step in range(first + 1, end):
         _fill(k, b, f_keys, h, (end - 1 - step) * KEYS, k_ring, step, STAGES)
@@ -76,7 +86,7 @@ def _produce_tile(
 
 @gluon.jit
 def _produce(
-    q, k, v, qr, kr, vr, q_tiles, q_full, k_ring, v_ring, F, N, M, H, tiles,
+    own, ref, q_tiles, q_full, k_ring, v_ring, F, N, M, H, tiles,
     WARPGROUPS: gl.constexpr, QUERIES: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     first = 0
@@ -85,13 +95,13 @@ def _produce(
         if head < H:
             end = first + (N + KEYS - 1) // KEYS
             _produce_tile(
-                q, k, v, frame % F, q_tiles, q_full, k_ring, v_ring, frame // F, frame % F, head, first_row, first, end,
+                own, frame % F, q_tiles, q_full, k_ring, v_ring, frame // F, frame % F, head, first_row, first, end,
                 WARPGROUPS, QUERIES, KEYS, STAGES,
             )  # fmt: skip
         else:
             end = first + (M + KEYS - 1) // KEYS
             _produce_tile(
-                qr, kr, vr, 0, q_tiles, q_full, k_ring, v_ring, frame // F, frame % F, head - H, first_row, first, end,
+                ref, 0, q_tiles, q_full, k_ring, v_ring, frame // F, frame % F, head - H, first_row, first, end,
                 WARPGROUPS, QUERIES, KEYS, STAGES,
             )  # fmt: skip
         first = end
@@ -100,20 +110,20 @@ def _produce(
 @gluon.jit
 def _issue_scores(q, k_ring, step, zeros, D0: gl.constexpr, D1: gl.constexpr, STAGES: gl.constexpr):
     """q k^T of this step's keys, not waited for."""
-    k = k_ring[0].index(step % STAGES).reshape([zeros.shape[1], q.shape[1]]).permute((1, 0))
-    scores = warpgroup_mma(q.slice(0, D0, 1), k.slice(0, D0, 0), zeros, use_acc=False, is_async=True)
-    return warpgroup_mma(q.slice(D0, D1, 1), k.slice(D0, D1, 0), scores, is_async=True)
+    k0 = k_ring[0].index(step % STAGES).reshape([zeros.shape[1], D0]).permute((1, 0))
+    k1 = k_ring[1].index(step % STAGES).reshape([zeros.shape[1], D1]).permute((1, 0))
+    scores = warpgroup_mma(q[0], k0, zeros, use_acc=False, is_async=True)
+    return warpgroup_mma(q[1], k1, scores, is_async=True)
 
 
 @gluon.jit
-def _issue_values(weights, v_ring, step, out0, out1, layout1: gl.constexpr, WIDTH: gl.constexpr, STAGES: gl.constexpr):
+def _issue_values(weights, v_ring, step, out0, out1, layout1: gl.constexpr, STAGES: gl.constexpr):
     """out + weights v of this step's values, not waited for."""
-    v = v_ring[0].index(step % STAGES).reshape([weights.shape[1], WIDTH])
-    D0: gl.constexpr = out0.shape[1]
-    D1: gl.constexpr = out1.shape[1]
-    out0 = warpgroup_mma(weights, v.slice(0, D0, 1), out0, is_async=True)
+    v0 = v_ring[0].index(step % STAGES).reshape([weights.shape[1], out0.shape[1]])
+    v1 = v_ring[1].index(step % STAGES).reshape([weights.shape[1], out1.shape[1]])
+    out0 = warpgroup_mma(weights, v0, out0, is_async=True)
     weights = gl.convert_layout(weights, gl.DotOperandLayout(0, layout1, 2))
-    out1 = warpgroup_mma(weights, v.slice(D0, D1, 1), out1, is_async=True)
+    out1 = warpgroup_mma(weights, v1, out1, is_async=True)
     return out0, out1
 
 
@@ -156,17 +166,16 @@ def _consume_tile(
     out1 = gl.zeros([QUERIES, D1], gl.float32, of_out1)
     top = gl.full([QUERIES], float("-inf"), gl.float32, of_rows)
     total = gl.zeros([QUERIES], gl.float32, of_rows)
-    WIDTH: gl.constexpr = q.shape[1]
 
     mbarrier.wait(q_full, phase)
     _wait_full(k_ring, first, STAGES)
     scores = warpgroup_mma_wait(0, deps=(_issue_scores(q, k_ring, first, zeros, D0, D1, STAGES),))
-    mbarrier.arrive(k_ring[2].index(first % STAGES))
+    mbarrier.arrive(k_ring[3].index(first % STAGES))
     # Blocks of keys come last first: the one that may be short is masked here, outside the loop.
     keys = (end - 1 - first) * KEYS + gl.arange(0, KEYS, gl.SliceLayout(0, of_scores))
     scores = gl.where(gl.expand_dims(keys < n_keys, 0), scores, float("-inf"))
     weights, top, total, _ = _softmax(scores, top, total, scale)
-    weights = gl.convert_layout(weights.to(q.dtype), of_weights)
+    weights = gl.convert_layout(weights.to(q[0].dtype), of_weights)
     _wait_full(k_ring, first + 1, STAGES, first + 1 < end)
 
     for step in range(first + 1, end):
@@ -174,22 +183,22 @@ def _consume_tile(
         last = step - 1
         issued = _issue_scores(q, k_ring, step, zeros, D0, D1, STAGES)
         _wait_full(v_ring, last, STAGES)
-        sums0, sums1 = _issue_values(weights, v_ring, last, out0, out1, of_out1, WIDTH, STAGES)
+        sums0, sums1 = _issue_values(weights, v_ring, last, out0, out1, of_out1, STAGES)
         scores = warpgroup_mma_wait(2, deps=(issued,))
-        mbarrier.arrive(k_ring[2].index(step % STAGES))
+        mbarrier.arrive(k_ring[3].index(step % STAGES))
         new_weights, top, total, shrink = _softmax(scores, top, total, scale)
         # Here and not at the loop's head: past this loop of its own, ptxas cannot move the wait below before the exps.
         _wait_full(k_ring, step + 1, STAGES, step + 1 < end)
         out0, out1 = warpgroup_mma_wait(0, deps=(sums0, sums1))
-        mbarrier.arrive(v_ring[2].index(last % STAGES))
-        weights = gl.convert_layout(new_weights.to(q.dtype), of_weights)
+        mbarrier.arrive(v_ring[3].index(last % STAGES))
+        weights = gl.convert_layout(new_weights.to(q[0].dtype), of_weights)
         out0 = _times_rows(out0, shrink, of_out0)
         out1 = _times_rows(out1, shrink, of_out1)
 
     _wait_full(v_ring, end - 1, STAGES)
-    sums0, sums1 = _issue_values(weights, v_ring, end - 1, out0, out1, of_out1, WIDTH, STAGES)
+    sums0, sums1 = _issue_values(weights, v_ring, end - 1, out0, out1, of_out1, STAGES)
     out0, out1 = warpgroup_mma_wait(0, deps=(sums0, sums1))
-    mbarrier.arrive(v_ring[2].index((end - 1) % STAGES))
+    mbarrier.arrive(v_ring[3].index((end - 1) % STAGES))
     _store(both, _times_rows(out0, 1 / total, of_out0), first_row, N, both_row, 0, D, of_out0)
     _store(both, _times_rows(out1, 1 / total, of_out1), first_row, N, both_row, D0, D, of_out1)
     rows = first_row + gl.arange(0, QUERIES, of_rows)
@@ -222,12 +231,18 @@ def _consume(
 
 @gluon.jit(do_not_specialize=["F", "N", "M", "H", "lse_rows", "tiles"])
 def attend_kernel(
-    q,  # descriptors of [B, F, H, N, D]
-    k,
-    v,
-    qr,
-    kr,  # [B, 1, H, M, D]
-    vr,
+    q0,  # descriptors of [B, F, H, N, D], of the first D0 channels and of the rest
+    q1,
+    k0,
+    k1,
+    v0,
+    v1,
+    qr0,
+    qr1,
+    kr0,  # [B, 1, H, M, D]
+    kr1,
+    vr0,
+    vr1,
     both,  # [B*F, N, 2*H*D]
     lse,  # [B*F, 2*H, N], or anything if none of it is kept
     scale,  # of the scores, times log2 e
@@ -248,12 +263,15 @@ def attend_kernel(
     PRODUCER_REGISTERS: gl.constexpr,
 ):
     """A tile is a block of queries for each warpgroup, of one head of one frame, in one branch: own or reference."""
-    WIDTH: gl.constexpr = q.block_shape[4]
     barriers: gl.constexpr = mbarrier.MBarrierLayout()
     # Beside three tiles a fourth lies idle: so it was timed.
-    q_tiles = gl.allocate_shared_memory(q.dtype, [2 if WARPGROUPS == 2 else 4, 1, 1, 1, QUERIES, WIDTH], q.layout)
-    k_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, 1, KEYS, WIDTH], k.layout)
-    v_tiles = gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, 1, KEYS, WIDTH], k.layout)
+    Q_TILES: gl.constexpr = 2 if WARPGROUPS == 2 else 4
+    q_tiles0 = gl.allocate_shared_memory(q0.dtype, [Q_TILES, 1, 1, 1, QUERIES, D0], q0.layout)
+    q_tiles1 = gl.allocate_shared_memory(q0.dtype, [Q_TILES, 1, 1, 1, QUERIES, D1], q1.layout)
+    k_tiles0 = gl.allocate_shared_memory(q0.dtype, [STAGES, 1, 1, 1, KEYS, D0], k0.layout)
+    k_tiles1 = gl.allocate_shared_memory(q0.dtype, [STAGES, 1, 1, 1, KEYS, D1], k1.layout)
+    v_tiles0 = gl.allocate_shared_memory(q0.dtype, [STAGES, 1, 1, 1, KEYS, D0], k0.layout)
+    v_tiles1 = gl.allocate_shared_memory(q0.dtype, [STAGES, 1, 1, 1, KEYS, D1], k1.layout)
     q_full = gl.allocate_shared_memory(gl.int64, [1], barriers)
     k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barriers)
     k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barriers)
@@ -266,36 +284,39 @@ def attend_kernel(
         mbarrier.init(k_free.index(stage), count=WARPGROUPS)
         mbarrier.init(v_free.index(stage), count=WARPGROUPS)
     fence_async_shared()
-    k_ring = (k_tiles, k_full, k_free)
-    v_ring = (v_tiles, v_full, v_free)
+    k_ring = (k_tiles0, k_tiles1, k_full, k_free)
+    v_ring = (v_tiles0, v_tiles1, v_full, v_free)
 
-    q0 = q_tiles.index(0).reshape([QUERIES, WIDTH])
-    q1 = q_tiles.index(1).reshape([QUERIES, WIDTH])
+    q_tiles = (q_tiles0, q_tiles1)
+    first_q = (q_tiles0.index(0).reshape([QUERIES, D0]), q_tiles1.index(0).reshape([QUERIES, D1]))
+    second_q = (q_tiles0.index(1).reshape([QUERIES, D0]), q_tiles1.index(1).reshape([QUERIES, D1]))
+    own = ((q0, q1), (k0, k1), (v0, v1))
+    ref = ((qr0, qr1), (kr0, kr1), (vr0, vr1))
     # The first takes the program's own warps; the others' warps and registers follow.
     if WARPGROUPS == 2:
         gl.warp_specialize(
             [
-                (_consume, (q0, q_full, k_ring, v_ring, both, lse, scale, N, M, H, lse_rows, tiles, 0,
+                (_consume, (first_q, q_full, k_ring, v_ring, both, lse, scale, N, M, H, lse_rows, tiles, 0,
                             D, D0, D1, WARPGROUPS, QUERIES, KEYS, STAGES)),
-                (_consume, (q1, q_full, k_ring, v_ring, both, lse, scale, N, M, H, lse_rows, tiles, 1,
+                (_consume, (second_q, q_full, k_ring, v_ring, both, lse, scale, N, M, H, lse_rows, tiles, 1,
                             D, D0, D1, WARPGROUPS, QUERIES, KEYS, STAGES)),
-                (_produce, (q, k, v, qr, kr, vr, q_tiles, q_full, k_ring, v_ring, F, N, M, H, tiles,
+                (_produce, (own, ref, q_tiles, q_full, k_ring, v_ring, F, N, M, H, tiles,
                             WARPGROUPS, QUERIES, KEYS, STAGES)),
             ],
             [4, 1],
             [REGISTERS, PRODUCER_REGISTERS],
         )  # fmt: skip
     else:
-        q2 = q_tiles.index(2).reshape([QUERIES, WIDTH])
+        third_q = (q_tiles0.index(2).reshape([QUERIES, D0]), q_tiles1.index(2).reshape([QUERIES, D1]))
         gl.warp_specialize(
             [
-                (_consume, (q0, q_full, k_ring, v_ring, both, lse, scale, N, M, H, lse_rows, tiles, 0,
+                (_consume, (first_q, q_full, k_ring, v_ring, both, lse, scale, N, M, H, lse_rows, tiles, 0,
                             D, D0, D1, WARPGROUPS, QUERIES, KEYS, STAGES)),
-                (_consume, (q1, q_full, k_ring, v_ring, both, lse, scale, N, M, H, lse_rows, tiles, 1,
+                (_consume, (second_q, q_full, k_ring, v_ring, both, lse, scale, N, M, H, lse_rows, tiles, 1,
                             D, D0, D1, WARPGROUPS, QUERIES, KEYS, STAGES)),
-                (_consume, (q2, q_full, k_ring, v_ring, both, lse, scale, N, M, H, lse_rows, tiles, 2,
+                (_consume, (third_q, q_full, k_ring, v_ring, both, lse, scale, N, M, H, lse_rows, tiles, 2,
                             D, D0, D1, WARPGROUPS, QUERIES, KEYS, STAGES)),
-                (_produce, (q, k, v, qr, kr, vr, q_tiles, q_full, k_ring, v_ring, F, N, M, H, tiles,
+                (_produce, (own, ref, q_tiles, q_full, k_ring, v_ring, F, N, M, H, tiles,
                             WARPGROUPS, QUERIES, KEYS, STAGES)),
             ],
             [4, 4, 1],

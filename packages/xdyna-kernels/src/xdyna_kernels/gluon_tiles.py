@@ -15,26 +15,27 @@ class Tile(NamedTuple):
 
 
 DTYPES = (torch.float16, torch.bfloat16)
-# By D. Medians of attention alone in ms, in turns, on an H100 in bfloat16 at the model's sizes: at D = 40 four stages
-# took 13.50 and three 13.73; at D = 80 this tile 1.427, (3, 64, 64, 4) 1.471, (2, 128, 64, 3) 1.484.
+# By D. Medians of attention alone in ms, in turns, on an H100 in bfloat16 at the model's sizes: persistent 12.10 at
+# D = 40, 1.182 at D = 80 and .198 at D = 160; a program for each tile 12.92, 1.334 and .228. Tried, and slower or within
+# 2 % of these: other sizes, exponentials on the FMA pipe, sums by the matrix unit or reduced once at the end, sums
+# scaled only where the maximum has grown by more than 2^8.
 TILES = {
-    40: Tile(3, 64, 128, 4),
-    80: Tile(2, 64, 128, 3),
-    160: Tile(2, 64, 64, 2),
+    40: Tile(3, 64, 128, 4, persistent=True),
+    80: Tile(2, 64, 128, 2, persistent=True),
+    160: Tile(2, 64, 128, 2, persistent=True),
 }
 # Of the backward, by D: the kernel that holds blocks of keys and walks over the queries. Alone on an H100, in bfloat16
-# at the model's sizes, it took 19.29 ms where Triton's took 31.31 (D = 40), and 2.428 for 2.824 (D = 80, with a tile of
-# the same sizes whose producer spilled a register). D = 160 is left to Triton's: .667 for .677.
+# at the model's sizes, it took 19.29 ms where Triton's took 31.31 (D = 40), and 2.428 for 2.824 (D = 80, with three
+# stages; `--tune` found two 1.4 % faster). D = 160 is left to Triton's: .667 for .677.
 KEYS = {
     40: Tile(3, 64, 64, 4),
-    80: Tile(2, 64, 64, 3),
+    80: Tile(2, 64, 64, 2),
 }
 # And the kernel that holds blocks of queries and walks over the keys, of which it keeps one tile more than there are
-# stages. Not timed, it has not run on a GPU: of the tiles that compile without spills and to the right order, these are
-# nearest to what the other kernels were fastest with.
+# stages; of the tiles that compile without spills and to the right order, `--tune` found these the fastest.
 QUERIES = {
     40: Tile(3, 64, 64, 4),
-    80: Tile(2, 64, 128, 2),
+    80: Tile(3, 64, 64, 3),
 }
 # Of a thread that computes, and of one that copies, by the number of warpgroups: together nearly all
 # that a multiprocessor has.
