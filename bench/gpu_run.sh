@@ -4,9 +4,8 @@
 # racecheck.json, racecheck-control.json, tune.json and attn.json, and tiles.py and gluon_tiles.py as tuned; the tables
 # of this checkout are rewritten, too.
 # Exit code 1 if anything is wrong, and what could be measured is written all the same.
-# Its parts have run on an H100 (--tune as it was before it compiled all entries at once), this script as a whole on a
-# CPU only. Entries that the budget of --tune left as they were have no trials in tune.json: calling --tune again with
-# --shape or --only decides those.
+# Its parts have run on an H100, this script as a whole on a CPU only. Entries that the budget of --tune left as they
+# were have no trials in tune.json: calling --tune again with --shape or --only decides those.
 set -u
 cd "$(dirname "$0")/.."
 out=${1:-gpu-results}

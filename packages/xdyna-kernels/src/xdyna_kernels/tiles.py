@@ -216,6 +216,13 @@ TIMED: dict[tuple[str, str, str, int], str] = {
     ("BACKWARD_KEYS", "sm_90", "half", 48): "NVIDIA H100 80GB HBM3, 2026-11-26, the kernel alone",
     ("BACKWARD_KEYS", "sm_90", "half", 80): "NVIDIA H100 80GB HBM3, 2026-11-26, the kernel alone",
     ("BACKWARD_KEYS", "sm_90", "half", 160): "NVIDIA H100 80GB HBM3, 2026-11-26, the kernel alone",
+    ("GLUON", "sm_90", "half", 40): "NVIDIA H100 80GB HBM3, 2026-11-26, the kernel alone",
+    ("GLUON", "sm_90", "half", 80): "NVIDIA H100 80GB HBM3, 2026-11-26, the kernel alone",
+    ("GLUON", "sm_90", "half", 160): "NVIDIA H100 80GB HBM3, 2026-11-26, the kernel alone",
+    ("GLUON_KEYS", "sm_90", "half", 40): "NVIDIA H100 80GB HBM3, 2026-11-26, b7d14c89967a+",
+    ("GLUON_KEYS", "sm_90", "half", 80): "NVIDIA H100 80GB HBM3, 2026-11-26, b7d14c89967a+",
+    ("GLUON_QUERIES", "sm_90", "half", 40): "NVIDIA H100 80GB HBM3, 2026-11-26, b7d14c89967a+",
+    ("GLUON_QUERIES", "sm_90", "half", 80): "NVIDIA H100 80GB HBM3, 2026-11-26, b7d14c89967a+",
 }
 MAX_HEAD_DIM = 256
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
