@@ -17,8 +17,8 @@ class Tile(NamedTuple):
 DTYPES = (torch.float16, torch.bfloat16)
 # By D. Medians of attention alone in ms, in turns, on an H100 in bfloat16 at the model's sizes: persistent 12.10 at
 # D = 40, 1.182 at D = 80 and .198 at D = 160; a program for each tile 12.92, 1.334 and .228. Tried, and slower or
-# within 3 % of these: other sizes, exponentials on the FMA pipe, sums by the matrix unit or reduced once at the end, and sums
-# scaled only where a maximum has grown by more than 2^8.
+# within 3 % of these: other sizes, exponentials on the FMA pipe, sums by the matrix unit or reduced once at the end,
+# and sums scaled only where a maximum has grown by more than 2^8.
 TILES = {
     40: Tile(3, 64, 128, 4, persistent=True),
     80: Tile(2, 64, 128, 2, persistent=True),
