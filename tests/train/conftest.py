@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sys
 import traceback
 import warnings
@@ -182,6 +183,46 @@ def start_child() -> Callable[..., int]:
 def end_child() -> Callable[[int], int]:
     """See `end`."""
     return end
+
+
+@pytest.fixture
+def run_two(start_child: Callable[..., int], end_child: Callable[[int], int]) -> Callable[[Callable[[], None]], list]:
+    """Runs a function in two processes; gives their exit statuses."""
+
+    def run(function: Callable[[], None]) -> list[int]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        ranks = [{"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+        return [end_child(child) for child in [start_child(function, **shared, **rank) for rank in ranks]]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory, steps: Callable[..., Config]) -> Path:
+    """The folder of a run of four steps by one process."""
+    out = tmp_path_factory.mktemp("alone")
+    fit(small_pipeline(), Waves(), steps(4, learning_rate=1e-4), out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def same_curve() -> Callable[[Path, Path], None]:
+    """Asserts that two runs went alike."""
+
+    def same_curve(out: Path, other: Path) -> None:
+        ours, theirs = (
+            [json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (out, other)
+        )
+        assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+        for name in ("loss", "grad_norm"):
+            assert [line[name] for line in ours] == pytest.approx([line[name] for line in theirs], abs=1e-5)
+        assert len({round(line["loss"], 4) for line in ours}) == len(ours)  # a curve, not a constant
+        assert [line["clips"] for line in ours] == [line["clips"] for line in theirs]
+
+    return same_curve
 
 
 def start(function: Callable[[], None], **environment: str) -> int:

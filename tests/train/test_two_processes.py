@@ -1,8 +1,6 @@
 """Two processes do what one does, started as torchrun starts them: on this machine, over gloo."""
 
-import json
 import shutil
-import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,39 +16,8 @@ from xdyna_train.train import TrainingStopped, check, fit
 Steps = Callable[..., Config]
 
 
-@pytest.fixture
-def run_two(start_child: Callable[..., int], end_child: Callable[[int], int]) -> Callable[[Callable[[], None]], list]:
-    """Runs a function in two processes; gives their exit statuses."""
-
-    def run(function: Callable[[], None]) -> list[int]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        ranks = [{"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
-        return [end_child(child) for child in [start_child(function, **shared, **rank) for rank in ranks]]
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, new_pipeline: Callable, waves: Any, steps: Steps) -> Path:
-    out = tmp_path_factory.mktemp("alone")
-    fit(new_pipeline(), waves, steps(4, learning_rate=1e-4), out)
-    return out
-
-
-def same_curve(out: Path, other: Path) -> None:
-    ours, theirs = ([json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (out, other))
-    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
-    for name in ("loss", "grad_norm"):
-        assert [line[name] for line in ours] == pytest.approx([line[name] for line in theirs], abs=1e-5)
-    assert len({round(line["loss"], 4) for line in ours}) == len(ours)  # a curve, not a constant
-    assert [line["clips"] for line in ours] == [line["clips"] for line in theirs]
-
-
 def test_accumulation_is_one_big_batch(
-    tmp_path: Path, alone: Path, new_pipeline: Callable, waves: Any, steps: Steps
+    tmp_path: Path, alone: Path, same_curve: Callable, new_pipeline: Callable, waves: Any, steps: Steps
 ) -> None:
     fit(new_pipeline(), waves, steps(4, learning_rate=1e-4, accumulate=2), tmp_path)
     same_curve(tmp_path, alone)
@@ -61,6 +28,7 @@ def test_two_processes_are_one(
     accumulate: int,
     tmp_path: Path,
     alone: Path,
+    same_curve: Callable,
     run_two: Callable,
     new_pipeline: Callable,
     waves: Any,

@@ -6,6 +6,7 @@ from typing import Any
 
 from diffusers.training_utils import EMAModel
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from xdyna_train.config import Part
 
@@ -25,7 +26,9 @@ class Averages:
         if set(parts) != self._parts:
             self.settle()
             self._parts, self._learning = set(parts), learning
-            self._ema = EMAModel(learning, decay=self._decay, foreach=True)
+            # All at once, but for weights that are shared out, which cannot be copied so.
+            foreach = not any(isinstance(parameter, DTensor) for parameter in learning)
+            self._ema = EMAModel(learning, decay=self._decay, foreach=foreach)
 
     def step(self) -> None:
         """After each step of the optimiser."""

@@ -143,6 +143,9 @@ def fit(
         int | None,
         typer.Option(help="Processes beside each that trains, which make clips. Default: the preset's, for few cores."),
     ] = None,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Under torchrun: share the weights out, too (FSDP); without sample videos.")
+    ] = False,
 ) -> None:
     """Train, stage by stage. Also under torchrun: `torchrun --nproc_per_node 2 -m xdyna_train fit ...`."""
     from xdyna_model.cli import quiet
@@ -153,7 +156,7 @@ def fit(
     from xdyna_train.train import TrainingStopped
 
     files = StartFiles(init, sd15, motion, image_encoder, ip_adapter)
-    job = FitJob(preset, out, tuple(data or ()), steps, seed, resume, files, reenactor, workers)
+    job = FitJob(preset, out, tuple(data or ()), steps, seed, resume, files, reenactor, workers, shard)
     try:
         run(job, typer.echo)
     except TrainingStopped as error:

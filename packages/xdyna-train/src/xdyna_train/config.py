@@ -44,6 +44,8 @@ class Config:
         person, of the face, counts beside 1.
     shared_noise: whether the frames of a clip share one noise, which keeps what stands still from flickering.
     drop_condition: share of clips that lose text and image tokens, for classifier-free guidance.
+    shard: whether processes share out weights, gradients and the optimiser's state (FSDP), where otherwise each holds
+        all of them (DDP); for models too large for that. Not in fp16, and without sample videos.
     cuda_graphs: whether a GPU replays its steps from CUDA graphs; for small models. Ignored on a CPU, by several
         processes, and where gradients are accumulated or checkpointed.
     model: where training starts from; see `starts.py`.
@@ -73,6 +75,7 @@ class Config:
     drop_condition: float = 0.1
     precision: Precision = "no"
     gradient_checkpointing: bool = False
+    shard: bool = False
     cuda_graphs: bool = False
     workers: int = 2
     checkpoint_every: int = 500

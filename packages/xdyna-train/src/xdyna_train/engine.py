@@ -16,7 +16,7 @@ from xdyna_train.config import Precision
 def new_accelerator(precision: Precision) -> Accelerator:
     """On GPUs where there are any, otherwise on the CPU; under `torchrun`, of all its processes.
 
-    Raises InputError for fp16 without a GPU, and for other ways to share the work than DDP.
+    Raises InputError for fp16 without a GPU, and for ways to share the work that accelerate was told of otherwise.
     """
     gpu = torch.cuda.is_available()
     if precision == "fp16" and not gpu:
@@ -24,7 +24,9 @@ def new_accelerator(precision: Precision) -> Accelerator:
     accelerator = Accelerator(mixed_precision=precision, cpu=not gpu)
     plan = accelerator.distributed_type
     if plan not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-        raise InputError(f"{plan.value}: not supported; start with torchrun, which shares the batch by DDP")
+        raise InputError(
+            f"{plan.value}: not supported; start with torchrun, which shares the batch by DDP, or the weights, too, with --shard"
+        )
     return accelerator
 
 

@@ -23,7 +23,7 @@ from xdyna_train.reenactment_onnx import OnnxReenactor
 from xdyna_train.sample_video import SampleVideo
 from xdyna_train.shard_source import ShardSource
 from xdyna_train.starts import StartFiles, starting_pipeline
-from xdyna_train.train import fit
+from xdyna_train.train import check, fit
 
 Say = Callable[[str], object]
 
@@ -45,6 +45,7 @@ class FitJob:
     files: StartFiles = field(default_factory=StartFiles)
     reenactor: Path | None = None
     workers: int | None = None
+    shard: bool = False
 
 
 def run(job: FitJob, say: Say) -> None:
@@ -58,6 +59,7 @@ def run(job: FitJob, say: Say) -> None:
     if "LOCAL_RANK" in os.environ and not torch.cuda.is_available():
         torch.set_num_threads(1)  # as torchrun asks of OpenMP: the processes share the cores
     source, config, notes = _source(job, config)
+    check(config, int(os.environ.get("WORLD_SIZE", 1)))  # before a large model is read
     pipeline = starting_pipeline(config.model, job.files, job.seed)
     pipeline.register_to_config(shared_noise=config.shared_noise)  # before anything is measured
     if torch.cuda.is_available():
@@ -92,6 +94,8 @@ def check_job(job: FitJob) -> Config:
     config = PRESETS[job.preset]
     if job.workers is not None:
         config = replace(config, workers=job.workers)
+    if job.shard:
+        config = replace(config, shard=True)
     if not job.data and config.model == "sd15":
         raise InputError(f"--preset {job.preset}: trains on videos; give the folder of `xdyna-train prepare` as --data")
     try:

@@ -32,6 +32,7 @@ from xdyna_train.engine import attention_for, captured, new_accelerator
 from xdyna_train.fusion import Batch, FusionDataset, collate, places
 from xdyna_train.journal import METRICS, Journal
 from xdyna_train.loss import add_noise, denoising_loss, target, timestep_weights
+from xdyna_train.sharing import bring_together, optimizer_parts, part_like, share_out, whole
 from xdyna_train.termination import noted_termination, pass_over_first_termination
 from xdyna_train.trainee import Trainee, frozen_hash, train_only
 
@@ -44,6 +45,7 @@ _FREE = {
     "sample_every",
     "keep_checkpoints",
     "gradient_checkpointing",
+    "shard",
     "cuda_graphs",
     "note",
 }
@@ -62,7 +64,8 @@ def fit(
     resume: bool = False,
     sampler: Sampler | None = None,
 ) -> None:
-    """Trains a pipeline in place, stage by stage, and leaves the averaged weights in it.
+    """Trains a pipeline in place, stage by stage, and leaves the averaged weights in it (where they are shared out, in
+    the main process's alone).
 
     Writes out/metrics.jsonl, out/checkpoints and out/model. Started by `torchrun`, each process calls it alike; `out`
     is then on a disk that all of them see. Nothing that is random here comes from the global generators.
@@ -70,7 +73,8 @@ def fit(
     Args:
         source: asked by every process for the clips of its share of the batch.
         resume: go on from the newest whole checkpoint in `out`; without one, start anew.
-        sampler: called in the main process every `sample_every` steps. What it raises is printed, not raised.
+        sampler: called in the main process every `sample_every` steps; not where the weights are shared out. What it
+            raises is printed, not raised.
 
     Raises:
         InputError: a number does not fit, clips cannot be read, the disk is full, `out` holds another run.
@@ -104,6 +108,10 @@ def check(config: Config, processes: int) -> None:
             )
         if stage.steps < 1:
             raise InputError(f"stage {stage.name}: {stage.steps} steps; at least 1")
+    if config.shard and processes == 1:
+        raise InputError("one process has nobody to share the weights with; start several with torchrun")
+    if config.shard and config.precision == "fp16":
+        raise InputError("weights that are shared out train in bf16, or with precision no; not in fp16")
     for name in ("checkpoint_every", "sample_every", "keep_checkpoints"):
         if getattr(config, name) < 1:
             raise InputError(f"{name}: {getattr(config, name)}; at least 1")
@@ -117,7 +125,7 @@ class _Run:
         self.config: Config = config
         self.out: Path = out
         self.accelerator: Accelerator = accelerator
-        self.sampler: Sampler | None = sampler
+        self.sampler: Sampler | None = None if config.shard else sampler  # all would have to take part
         pipeline.to(accelerator.device)
         self.trainee = Trainee(pipeline)
         if config.gradient_checkpointing:
@@ -127,6 +135,8 @@ class _Run:
         self.encoders = Encoders(pipeline)
         self.nets = nn.ModuleList([self.trainee, pipeline.vae, pipeline.text_encoder, pipeline.image_encoder])
         self.data = FusionDataset(source, config, seed, self.encoders.preprocess)
+        if config.shard:
+            share_out(self.trainee)
         self.numbers = json.dumps({"seed": seed, **asdict(config)})
         self.averages = Averages(config.ema_decay)
         self.optimizer_state: dict[str, Any] | None = None
@@ -155,12 +165,14 @@ class _Run:
         if damaged and self.accelerator.is_main_process:
             print(f"passed over as damaged: {', '.join(map(str, damaged))}", file=sys.stderr)
         ends = list(accumulate(stage.steps for stage in self.config.stages))
-        self._begin(self.config.stages[bisect_left(ends, step)])
-        self.trainee.load_state_dict(state["weights"])
+        learning = self._begin(self.config.stages[bisect_left(ends, step)])
+        shared = self.trainee.state_dict()
+        self.trainee.load_state_dict({name: part_like(x, shared[name]) for name, x in state["weights"].items()})
         if state["frozen"] != frozen_hash(self.nets):
             raise InputError(f"{self.out}: was begun from another model; give the same one to start from")
-        self.averages.load_state_dict(state["ema"])
-        self.optimizer_state = state["optimizer"]
+        averages = [part_like(x, like) for x, like in zip(state["ema"]["shadow_params"], learning, strict=True)]
+        self.averages.load_state_dict({**state["ema"], "shadow_params": averages})
+        self.optimizer_state = optimizer_parts(state["optimizer"], learning)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         return step
@@ -188,7 +200,9 @@ class _Run:
             optimizer.load_state_dict(self.optimizer_state)
         self.optimizer_state = None
         with self._captured(index, stage, steps.start), closing(self._batches(index, stage, steps)) as batches:
-            model, optimizer = accelerator.prepare(self.trainee, optimizer)
+            # What is shared out needs no DDP: it adds up its gradients itself.
+            model = accelerator.prepare_model(self.trainee, evaluation_mode=config.shard)
+            optimizer = accelerator.prepare(optimizer)
             model.train()
             for step in steps:
                 rate = learning_rate(config, done + step)
@@ -256,7 +270,7 @@ class _Run:
         total[2] = self.termination()
         loss, num_skipped, ending = cast(Tensor, accelerator.reduce(total, "mean")).tolist()  # no loss if none in one
         self.ending = ending > 0
-        norm = cast(Tensor, accelerator.clip_grad_norm_(learning, self.config.clip_norm)).item()
+        norm = whole(cast(Tensor, accelerator.clip_grad_norm_(learning, self.config.clip_norm))).item()
         if not math.isfinite(loss):
             self._stop("loss", held, step)
         if not math.isfinite(norm) and accelerator.scaler is None:  # a scaler passes over such a step
@@ -296,16 +310,17 @@ class _Run:
         if last or step % self.config.checkpoint_every == 0:
             if any(gather_object([frozen_hash(self.nets) != self.frozen])):  # all processes stop together
                 raise TrainingStopped(f"frozen weights have changed by step {step}; the checkpoint before is sound")
+            writes = self.accelerator.is_main_process
             state = {
-                "weights": self.trainee.state_dict(),
-                "ema": self.averages.state_dict(),
-                "optimizer": optimizer.state_dict(),
+                "weights": whole(self.trainee.state_dict(), writes),
+                "ema": whole(self.averages.state_dict(), writes),
+                "optimizer": whole(optimizer.state_dict(), writes),
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {},
                 "config": self.numbers,
                 "frozen": self.frozen,
             }
             failure = None
-            if self.accelerator.is_main_process:
+            if writes:
                 try:
                     save_checkpoint(self.out / "checkpoints", step, state, self.config.keep_checkpoints)
                 except InputError as error:
@@ -329,6 +344,8 @@ class _Run:
         """Puts the averaged weights in place and writes the pipeline folder."""
         self.averages.settle()
         self.trainee.eval().requires_grad_(False)
+        if self.config.shard:
+            bring_together(self.pipeline, self.trainee, self.accelerator.is_main_process)
         if self.accelerator.is_main_process:
             for folder in self.out.glob(".model.*"):  # of a process that was killed while it wrote
                 shutil.rmtree(folder)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from xdyna_model.controlnets import control_residuals
 from xdyna_model.pipeline import XDynaPipeline
 
@@ -60,10 +61,12 @@ def train_only(trainee: Trainee, parts: Iterable[Part]) -> list[nn.Parameter]:
 
 
 def frozen_hash(module: nn.Module) -> str:
-    """SHA-256 over names and bytes of all that is not trained now."""
+    """SHA-256 over names and bytes of all that is not trained now. Of a model that is shared out, all processes call it
+    together."""
     digest = hashlib.sha256()
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            value = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
