@@ -25,7 +25,7 @@ def new_accelerator(precision: Precision) -> Accelerator:
     plan = accelerator.distributed_type
     if plan not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise InputError(
-            f"{plan.value}: not supported; start with torchrun, which shares the batch by DDP, or the weights, too, with --shard"
+            f"{plan.value}: not supported; start with torchrun, for DDP, or with --shard beside it, for FSDP"
         )
     return accelerator
 

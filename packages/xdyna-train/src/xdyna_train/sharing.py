@@ -31,8 +31,8 @@ def whole(tree: Any, keep: bool = True) -> Any:
     """Tensors, and dicts and lists of them, with every DTensor whole and on the CPU. All processes call it together;
     one that does not keep them is given None in their place."""
     if isinstance(tree, DTensor):
-        full = tree.detach().full_tensor()
-        return full.cpu() if keep else None
+        full = tree.full_tensor()
+        return full.detach().cpu() if keep else None
     if isinstance(tree, Mapping):
         return {name: whole(value, keep) for name, value in tree.items()}
     if isinstance(tree, list):
