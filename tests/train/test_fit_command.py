@@ -80,7 +80,7 @@ def test_a_run_leaves_a_model_that_can_be_trained_further(people: Path, tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--preset", "huge"], "choose from paper, nano, nano-more, nano-finish, nano-gpu, smoke"),
+        (["--preset", "huge"], "choose from paper, nano, nano-more, nano-finish, nano-gpu, nano-gpu-finish, smoke"),
         (["--steps", "0"], "--steps 0"),
         (["--seed", "-1"], "--seed -1"),
         (["--workers", "-1"], "--workers -1"),

@@ -17,7 +17,13 @@ FREQUENCIES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # cycles over the longer side
 AMPLITUDE = 3.0
 MOMENT_FREQUENCIES = (0.25, 0.5, 1.0, 2.0, 4.0, 6.0)  # cycles over a window
 WINDOW = 16  # frames
-NUM_POSITION_CHANNELS = 4 * len(FREQUENCIES) + 2 * len(MOMENT_FREQUENCIES) + 1
+# Of places that drift: to a query made of such a wave, the place in the reference that has come here by now is what
+# its own place is to the others. From places and moments apart a model would have to learn their products first.
+WAVE_FREQUENCIES = (1.0, 2.0, 4.0, 8.0)  # cycles over the longer side
+SPEEDS = (-0.02, -0.015, -0.01, -0.005, 0.005, 0.01, 0.015, 0.02)  # longer sides a frame, along either coordinate
+WAVE_AMPLITUDE = 2.0  # there are many
+NUM_WAVES = 4 * len(WAVE_FREQUENCIES) * len(SPEEDS)
+NUM_POSITION_CHANNELS = 4 * len(FREQUENCIES) + 2 * len(MOMENT_FREQUENCIES) + NUM_WAVES + 1
 
 
 def position_channels(height: int, width: int, device: torch.device | None = None) -> Tensor:
@@ -39,23 +45,39 @@ def moment_channels(frames: int, device: torch.device | None = None) -> Tensor:
     return AMPLITUDE * torch.stack([wave(f * moments) for f in MOMENT_FREQUENCIES for wave in (torch.sin, torch.cos)])
 
 
+def wave_channels(frames: int, height: int, width: int, device: torch.device | None = None) -> Tensor:
+    """Sines and cosines of the place from which what drifts at one of `SPEEDS` has come, along each coordinate,
+    [128, frames, height, width] float32; in the reference, frame 0, of the place itself."""
+    longer = max(height, width)
+    rows, columns = ((torch.arange(n, dtype=torch.float32, device=device) + 0.5) / longer for n in (height, width))
+    moments = torch.arange(frames, dtype=torch.float32, device=device)[:, None, None]
+    waves = [
+        wave(2 * torch.pi * f * (axis - speed * moments)).expand(frames, height, width)
+        for speed in SPEEDS
+        for axis in (rows[:, None], columns[None])
+        for f in WAVE_FREQUENCIES
+        for wave in (torch.sin, torch.cos)
+    ]
+    return WAVE_AMPLITUDE * torch.stack(waves)
+
+
 def told_channels(frames: int, height: int, width: int, device: torch.device) -> Tensor:
-    """Places, moments and the flag on the reference, [1, 37, frames, height, width] float32. Made where they are used:
-    a copy from the CPU in every step makes a GPU wait, and cannot be captured in a CUDA graph."""
+    """Places, moments, waves and the flag on the reference, [1, 165, frames, height, width] float32. Made where they
+    are used: a copy from the CPU in every step makes a GPU wait, and cannot be captured in a CUDA graph."""
     places = repeat(position_channels(height, width, device), "c h w -> c f h w", f=frames)
     moments = repeat(moment_channels(frames, device), "c f -> c f h w", h=height, w=width)
     flag = torch.zeros(1, frames, height, width, device=device)
     flag[:, 0] = AMPLITUDE
-    return torch.cat([places, moments, flag])[None]
+    return torch.cat([places, moments, wave_channels(frames, height, width, device), flag])[None]
 
 
 class PositionalUNet(XDynaUNet):
-    """`XDynaUNet` whose input has, beside the latents, twenty-four sinusoids of the place, twelve of the moment and a
-    flag on the reference.
+    """`XDynaUNet` whose input has, beside the latents, sinusoids of the place, of the moment and of places that drift,
+    and a flag on the reference.
 
-    From scratch, attention does not find "the same place in the reference" without them, and what drifts is found at a
-    place that depends on the moment. Takes the configuration of `XDynaUNet`; `in_channels` counts the latents' channels
-    and the thirty-seven together.
+    From scratch, attention does not find "the same place in the reference" without them, nor the place from which what
+    drifts has come. Takes the configuration of `XDynaUNet`; `in_channels` counts the latents' channels and the
+    `NUM_POSITION_CHANNELS` together.
     """
 
     @register_to_config
