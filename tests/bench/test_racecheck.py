@@ -87,3 +87,14 @@ def test_only_what_succeeds_is_said_to_have_come_to_its_end(end, code, tmp_path:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == code
     assert ("came to its end" in done.stdout) == (code == 0)
+
+
+def test_a_persistent_kernel_is_run_by_a_few_programs(racecheck: ModuleType, tmp_path: Path):
+    """So that one takes several tiles of a small shape."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from xdyna_kernels import gluon_forward\nprint(gluon_forward.multiprocessors(None), 'programs')\n"
+    )
+    command = [sys.executable, ROOT / "bench" / "racecheck.py", "run", script]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert f"{racecheck.PROGRAMS} programs" in said

@@ -42,6 +42,7 @@ def served(monkeypatch):
         monkeypatch.setattr(contract, "_why_not_triton", lambda q, interpreted: None)
         monkeypatch.setattr(contract, "_why_not_hopper", lambda q: None)
         monkeypatch.setattr(gluon_forward, "attend_kernel", OnCPU(gluon_kernel))
+        monkeypatch.setattr(gluon_forward, "multiprocessors", lambda on: 3)
         monkeypatch.setattr(gluon_backward, "keys_kernel", OnCPU(gluon_keys_kernel, "keys_kernel"))
         monkeypatch.setattr(gluon_backward, "queries_kernel", OnCPU(gluon_queries_kernel, "queries_kernel"))
     return programs

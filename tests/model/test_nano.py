@@ -90,6 +90,11 @@ def test_positional_unet_is_the_denoiser_with_more_input(untrained):
     assert torch.equal(told, by_hand.sample)
 
 
+def test_a_denoiser_that_was_told_less_is_refused(untrained):
+    with pytest.raises(ValueError, match="in_channels leaves 37 channels beside the latents, expected 165"):
+        PositionalUNet.from_config({**untrained.unet.config, "in_channels": 85})
+
+
 def test_untrained_reference_queries_find_their_own_place(untrained):
     """At full noise a query's best key lies within three places of it far more often than a random query's."""
     found, random = [], []

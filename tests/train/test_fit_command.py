@@ -85,6 +85,7 @@ def test_a_run_leaves_a_model_that_can_be_trained_further(people: Path, tmp_path
         (["--seed", "-1"], "--seed -1"),
         (["--workers", "-1"], "--workers -1"),
         (["--resume", "yes"], "the only way is auto"),
+        (["--shard"], "one process has nobody to share the weights with"),
         (["--preset", "paper"], "as --data"),
         (["--data", "nowhere"], "is no data set"),
         (["--init", "nowhere"], "no such folder"),

@@ -11,9 +11,11 @@ import torch
 from torch.distributed.tensor import DTensor
 from xdyna_model.errors import InputError
 from xdyna_model.model_folder import load_pipeline
+from xdyna_model.pipeline import XDynaPipeline
 from xdyna_train import train
 from xdyna_train.config import Config
 from xdyna_train.train import check, fit
+from xdyna_train.trainee import Trainee, train_only
 
 Steps = Callable[..., Config]
 
@@ -38,20 +40,31 @@ def test_shared_weights_train_as_those_of_one_process(
     same_curve(tmp_path / "run", alone)
     ours, theirs = (checkpoint(out, 4) for out in (tmp_path / "run", alone))
     assert ours["frozen"] == theirs["frozen"]
-    for kind in ("weights", "optimizer", "ema"):
-        torch.testing.assert_close(_tensors(ours[kind]), _tensors(theirs[kind]), rtol=0, atol=1e-4)
-    models = [load_pipeline(out / "model") for out in (tmp_path / "run", alone)]
-    for name in ("unet", "controlnet", "controlnet_face", "image_projection"):
-        ours, theirs = (getattr(model, name).state_dict() for model in models)
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    alike(ours, theirs, new_pipeline())
+    model = load_pipeline(tmp_path / "run" / "model")
+    kept = train_only(Trainee(model), config.stages[0].train)
+    assert all(torch.equal(x, y) for x, y in zip(kept, ours["ema"]["shadow_params"], strict=True))
 
 
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    """All tensors of dicts and lists, in their order."""
-    if isinstance(tree, torch.Tensor):
-        return [tree]
-    values = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
-    return [tensor for value in values for tensor in _tensors(value)]
+def alike(ours: dict[str, Any], theirs: dict[str, Any], start: XDynaPipeline) -> None:
+    """Asserts that two checkpoints of runs from `start` hold the same, but for rounding: AdamW makes whole steps of it
+    where a gradient is next to nothing."""
+    begun = Trainee(start).state_dict().values()
+    moved = [[x - y for x, y in zip(state["weights"].values(), begun, strict=True)] for state in (ours, theirs)]
+    assert _apart(*moved) < 0.05
+    assert _apart(*(state["ema"]["shadow_params"] for state in (ours, theirs))) < 1e-5
+    for name in ("exp_avg", "exp_avg_sq"):
+        held = [[x[name] for x in state["optimizer"]["state"].values()] for state in (ours, theirs)]
+        assert _apart(*held) < 1e-3
+
+
+def _apart(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
+    """The distance of two vectors, given in pieces, in parts of the other's length."""
+
+    def length(tensors: list[torch.Tensor]) -> float:
+        return float(sum(x.double().square().sum() for x in tensors)) ** 0.5
+
+    return length([x - y for x, y in zip(ours, theirs, strict=True)]) / length(theirs)
 
 
 def test_each_process_holds_its_part(
@@ -96,6 +109,7 @@ def test_a_run_may_go_on_the_other_way(
     for name in ("loss", "grad_norm"):
         expected = [line[name] for line in lines(uninterrupted)]
         assert [line[name] for line in lines(out)] == pytest.approx(expected, abs=1e-5)
+    alike(checkpoint(out, 7), checkpoint(uninterrupted, 7), new_pipeline())
 
 
 @pytest.mark.parametrize(

@@ -74,9 +74,10 @@ def reference_attention(
         backend: "eager" (the mathematics line by line), "sdpa" (frames folded into the query axis), "triton" (two
             kernels; float16, bfloat16 or float32, D a multiple of 8 up to 256, an Ampere, Hopper or Blackwell data
             centre GPU; tensors whose strides are no multiples of 8 are copied first), "gluon" (the same, with its
-            attention scheduled by hand for Hopper; float16 or bfloat16, D of 40, 80 or 160; the fastest on an H100, but
-            never chosen by itself: racecheck has not seen its present form), or None: "triton" where it can run and was
-            faster forward when timed (`tiles.PROVEN`: an H100, bfloat16, D from 80 on), else "sdpa".
+            attention scheduled by hand for Hopper; float16 or bfloat16, D of 40, 80 or 160; the fastest on an H100 at
+            448 tokens and more, but never chosen by itself: racecheck has not seen its present form), or None: "triton"
+            where it can run and was faster forward when timed (`tiles.PROVEN`: an H100, bfloat16, D from 80 on), else
+            "sdpa".
         backward: of "triton" and "gluon", the others have their own. "triton" (three kernels; deterministic; no work
             for what needs no derivative; keeps 2*H*D channels per token beside the inputs; float32 without tf32),
             "gluon" (the same on Hopper, but with kernels scheduled by hand where they can serve: float16 or bfloat16, D

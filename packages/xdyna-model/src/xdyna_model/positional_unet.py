@@ -20,7 +20,8 @@ WINDOW = 16  # frames
 # Of places that drift: to a query made of such a wave, the place in the reference that has come here by now is what
 # its own place is to the others. From places and moments apart a model would have to learn their products first.
 WAVE_FREQUENCIES = (1.0, 2.0, 4.0, 8.0)  # cycles over the longer side
-SPEEDS = (-0.02, -0.015, -0.01, -0.005, 0.005, 0.01, 0.015, 0.02)  # longer sides a frame, along either coordinate
+# Longer sides a frame, along either coordinate; what drifts at others is told by the nearest.
+SPEEDS = (-0.02, -0.015, -0.01, -0.005, 0.005, 0.01, 0.015, 0.02)
 WAVE_AMPLITUDE = 2.0  # there are many
 NUM_WAVES = 4 * len(WAVE_FREQUENCIES) * len(SPEEDS)
 NUM_POSITION_CHANNELS = 4 * len(FREQUENCIES) + 2 * len(MOMENT_FREQUENCIES) + NUM_WAVES + 1
@@ -77,13 +78,19 @@ class PositionalUNet(XDynaUNet):
 
     From scratch, attention does not find "the same place in the reference" without them, nor the place from which what
     drifts has come. Takes the configuration of `XDynaUNet`; `in_channels` counts the latents' channels and the
-    `NUM_POSITION_CHANNELS` together.
+    `NUM_POSITION_CHANNELS` together, and ValueError is raised where it does not.
     """
 
     @register_to_config
     @with_released_defaults
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        told = self.config["in_channels"] - self.config["out_channels"]
+        if told != NUM_POSITION_CHANNELS:
+            raise ValueError(
+                f"in_channels leaves {told} channels beside the latents, expected {NUM_POSITION_CHANNELS}; "
+                "a model of an earlier version was told less"
+            )
 
     def forward(self, sample: Tensor, *args, **kwargs) -> UNetMotionOutput | tuple[Tensor]:
         """As `XDynaUNet.forward`; sample: [B, C, F, h, w] with C the channels of the latents alone."""

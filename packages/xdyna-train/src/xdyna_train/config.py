@@ -45,7 +45,8 @@ class Config:
     shared_noise: whether the frames of a clip share one noise, which keeps what stands still from flickering.
     drop_condition: share of clips that lose text and image tokens, for classifier-free guidance.
     shard: whether processes share out weights, gradients and the optimiser's state (FSDP), where otherwise each holds
-        all of them (DDP); for models too large for that. Not in fp16, and without sample videos.
+        all of them (DDP). The model itself must still fit each device, as it starts there whole; in bf16 autograd keeps
+        a copy of its weights beside. Not in fp16, and without sample videos.
     cuda_graphs: whether a GPU replays its steps from CUDA graphs; for small models. Ignored on a CPU, by several
         processes, and where gradients are accumulated or checkpointed.
     model: where training starts from; see `starts.py`.

@@ -1,5 +1,5 @@
 """A model shared out over the processes of a run (FSDP), and whole again: each keeps its part of every weight, gradient
-and number of the optimiser, and a block's weights are brought together while it computes."""
+and number of the optimiser, and a block's weights are gathered in float32 while it computes."""
 
 from collections.abc import Mapping
 from typing import Any, cast

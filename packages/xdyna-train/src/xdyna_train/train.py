@@ -200,7 +200,8 @@ class _Run:
             optimizer.load_state_dict(self.optimizer_state)
         self.optimizer_state = None
         with self._captured(index, stage, steps.start), closing(self._batches(index, stage, steps)) as batches:
-            # What is shared out needs no DDP: it adds up its gradients itself.
+            # What is shared out needs no DDP: it adds up its gradients itself. And `prepare` would take the bare model
+            # of a later stage for one that it has prepared, and leave autocast out.
             model = accelerator.prepare_model(self.trainee, evaluation_mode=config.shard)
             optimizer = accelerator.prepare(optimizer)
             model.train()
