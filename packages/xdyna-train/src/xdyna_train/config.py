@@ -131,6 +131,19 @@ _NANO = Config(
     note="32 held-back puppets: joints .93, retrieval .97, IoU .107 above copy, eyes .62, mouth .10, flicker .030",
 )
 
+_NANO_GPU = replace(
+    _NANO,
+    model="nano-gpu",
+    # At 1e-8, attention over time that would be sharper grew without end: to logits of a million in 4,600 steps.
+    epsilon=1e-6,
+    ema_decay=0.998,
+    temporal_weight=1.0,
+    person_weight=1.5,
+    shared_noise=True,
+    workers=15,
+    checkpoint_every=250,
+)
+
 PRESETS = {
     "paper": Config(
         stages=(
@@ -171,41 +184,24 @@ PRESETS = {
         "after 950 steps more of the same: .94, .99, .129, .87, .72, .017",
     ),
     "nano-gpu": replace(
-        _NANO,
+        _NANO_GPU,
         stages=(
             Stage("pairs", EVERYTHING, frames=2, batch=40, human_share=0.85, steps=1200),
             Stage("short", EVERYTHING, frames=6, batch=24, human_share=0.5, steps=600),
             Stage("long", EVERYTHING, frames=16, batch=10, human_share=0.6, steps=4600),
         ),
-        model="nano-gpu",
         learning_rate=1.5e-3,
-        # At 1e-8, attention over time that would be sharper grew without end: to logits of a million in 4,600 steps.
-        epsilon=1e-6,
         warmup=100,
-        ema_decay=0.998,
-        temporal_weight=1.0,
-        person_weight=1.5,
         face_weight=8.0,
-        shared_noise=True,
-        workers=15,
-        checkpoint_every=250,
         sample_every=1000,
         note="545 s of an H100 took it to step 3,639; 32 held-back puppets: joints .95, retrieval .99, IoU .140 above "
         "copy, eyes .74, mouth .27, flicker .013, nothing flows",
     ),
     "nano-gpu-finish": replace(  # goes on from a model of "nano-gpu"
-        _NANO,
+        _NANO_GPU,
         stages=(Stage("long", EVERYTHING, frames=16, batch=10, human_share=0.6, steps=2000),),
-        model="nano-gpu",
-        epsilon=1e-6,
         warmup=50,
-        ema_decay=0.998,
-        temporal_weight=1.0,
-        person_weight=1.5,
         face_weight=16.0,
-        shared_noise=True,
-        workers=15,
-        checkpoint_every=250,
         note="274 s of an H100; 32 held-back puppets: joints .96, retrieval 1.00, IoU .154 above copy, eyes .82, "
         "mouth .38, flicker .014, nothing flows",
     ),
