@@ -1,6 +1,7 @@
 """From a folder of videos to a data set: what is kept, what is dropped and why, and that a killed run loses nothing."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from xdyna_model.video import crop_and_resize, write_video
 from xdyna_train.cli import main
 from xdyna_train.prepare import find_videos, prepare
 from xdyna_train.prepare_options import PrepareOptions
+from xdyna_train.prepare_video import MOST_TRIES
 from xdyna_train.puppets import sample_clip
 from xdyna_train.shards import ShardReader
 
@@ -216,6 +218,18 @@ def test_a_killed_run_is_taken_up(videos: Path, prepared: Path, tmp_path: Path) 
     assert contents(tmp_path / "set") == contents(prepared)
 
 
+def test_a_video_that_kills_its_process_is_left_out_in_the_end(videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"{videos / 'deep/cut.mp4'}\n{videos / 'text.mkv'}\n")
+    script = textwrap.dedent(KILLED).format(tests=str(Path(__file__).parent))
+    command = [sys.executable, "-c", script, "1", str(tmp_path / "list.txt"), str(tmp_path / "set")]
+    for _ in range(MOST_TRIES):
+        assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert subprocess.run(command, check=False).returncode == 0
+    assert "3 processes died over it" in (tmp_path / "set" / "dropped.jsonl").read_text()
+    # A newer decoder may have come: the next run tries again.
+    assert run(tmp_path / "list.txt", tmp_path / "set").humans > 0
+
+
 def test_a_run_killed_while_merging_is_taken_up(
     videos: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,18 +398,35 @@ def test_the_command_refuses_in_one_line(
 # Ray
 
 
-def test_ray_makes_the_same_set(videos: Path, prepared: Path, tmp_path: Path) -> None:
-    def suited(_: PrepareOptions) -> SuitFinder:
-        return SuitFinder()
-
+def with_ray(source: Path, out: Path, finder: Callable[[PrepareOptions], SuitFinder]) -> None:
     pickle_by_value = sys.modules[__name__]
     cloudpickle.register_pickle_by_value(pickle_by_value)  # the workers cannot import a test
     try:
-        prepare(videos, tmp_path / "set", OPTIONS, workers=1, clips_per_shard=2, make_finder=suited)
+        prepare(source, out, OPTIONS, workers=1, clips_per_shard=2, make_finder=finder)
     except InputError as error:
         if "Ray did not start" in str(error):
             pytest.skip(str(error))
         raise
     finally:
         cloudpickle.unregister_pickle_by_value(pickle_by_value)
+
+
+def test_ray_makes_the_same_set(videos: Path, prepared: Path, tmp_path: Path) -> None:
+    def suited(_: PrepareOptions) -> SuitFinder:
+        return SuitFinder()
+
+    with_ray(videos, tmp_path / "set", suited)
     assert contents(tmp_path / "set") == contents(prepared)
+
+
+def test_ray_outlives_a_video_that_kills_its_workers(videos: Path, tmp_path: Path) -> None:
+    class Mortal(SuitFinder):
+        def restart(self) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def mortal(_: PrepareOptions) -> SuitFinder:
+        return Mortal()
+
+    (tmp_path / "list.txt").write_text(f"{videos / 'deep/cut.mp4'}\n{videos / 'text.mkv'}\n")
+    with_ray(tmp_path / "list.txt", tmp_path / "set", mortal)
+    assert "3 processes died over it" in (tmp_path / "set" / "dropped.jsonl").read_text()

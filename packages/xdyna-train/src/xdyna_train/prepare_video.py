@@ -3,6 +3,7 @@
 PART/shard-00000.tar   the clips, gone once they are merged into the shards of the whole set
 PART/manifest.jsonl    what they are
 PART/result.json       what was dropped, and what it cost; written last
+PART/begun             there while the video is being worked at: a byte for each process that has begun
 """
 
 import json
@@ -30,6 +31,9 @@ from xdyna_train.shards import ClipRecord, write_manifest, write_packed
 from xdyna_train.survey import Piece, Survey, is_whole, judge, read, survey
 
 RESULT = "result.json"
+BEGUN = "begun"
+# Ray starts a worker that has died again, with the video that it had. Where its decoder crashed, it would so for ever.
+MOST_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,14 @@ def prepare_video(job: VideoJob, options: PrepareOptions, finder: PersonFinder, 
 
     Raises InputError where the part cannot be written or the quality model is none.
     """
-    shutil.rmtree(job.part, ignore_errors=True)
     cpu, wall = time.process_time(), time.monotonic()
     found: Survey | None = None
     dropped: list[Dropped] = []
     records: list[ClipRecord] = []
+    tries = _begin(job.part)
     try:
+        if tries > MOST_TRIES:
+            raise VideoRefused("failed", f"{MOST_TRIES} processes died over it, as by a crash of the decoder")
         found = survey(job.video, job.path, options, finder, quality)
         clips = _clips(found, job.path, options, finder, dropped)
         records = list(write_packed(clips, job.part, clips_per_shard=1 << 20))
@@ -77,6 +83,8 @@ def prepare_video(job: VideoJob, options: PrepareOptions, finder: PersonFinder, 
         raise
     except Exception as error:  # one video in a hundred thousand must not end the run; the report tells of it
         dropped = [Dropped(job.video, None, None, "failed", f"{type(error).__name__}: {error}")]
+    finally:  # which a process that dies does not reach
+        (job.part / BEGUN).unlink(missing_ok=True)
     num_frames = len(found.signatures) if found else 0
     result = VideoResult(
         video=job.video,
@@ -101,11 +109,20 @@ def read_result(part: Path) -> VideoResult | None:
     return VideoResult(**{**entry, "dropped": tuple(Dropped(**dropped) for dropped in entry["dropped"])})
 
 
-def _finish(part: Path, records: list[ClipRecord], result: VideoResult) -> None:
+def _begin(part: Path) -> int:
+    """Empties the part. Returns the number of processes that have begun with it and not ended, this one among them."""
+    begun = part / BEGUN
+    tries = begun.read_bytes() if begun.exists() else b""
+    shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True, exist_ok=True)
+        begun.write_bytes(tries + b".")
     except OSError as error:
         raise InputError(f"{part}: cannot be made a folder ({(error.strerror or str(error)).lower()})") from error
+    return len(tries) + 1
+
+
+def _finish(part: Path, records: list[ClipRecord], result: VideoResult) -> None:
     write_manifest(part, records)
     with staged(part / RESULT) as [draft]:
         draft.write_text(json.dumps(asdict(result)))
