@@ -18,6 +18,12 @@ from torch import Tensor
 from triton.experimental.gluon._runtime import GluonJITFunction
 from xdyna_kernels import gluon_kernel
 
+TOO_EARLY = "a tile is read whose copy was not waited for"
+TOO_LATE = "a tile is overwritten that may still be in use"
+UNFINISHED = "a product is used that was not waited for"
+STUCK = "deadlock"
+ANY = "."  # of these and others, as a pattern: which comes first may depend on the threads
+
 
 class KernelError(AssertionError):
     """A program that would hang, race or read what is not there yet."""
@@ -48,10 +54,10 @@ class _Program:
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Blocks until `condition` holds; called with the lock held, as is all that may make it hold."""
         self.waiting.append(condition)
-        self.fail_if(self.stuck(), "deadlock: every partition waits")
+        self.fail_if(self.stuck(), f"{STUCK}: every partition waits")
         self.changed.wait_for(lambda: condition() or self.failure is not None, timeout=60)
         self.waiting.remove(condition)
-        self.fail_if(not condition(), "deadlock: waited for a minute")
+        self.fail_if(not condition(), f"{STUCK}: waited for a minute")
 
     def stuck(self) -> bool:
         return 0 < self.running == len(self.waiting) and not any(condition() for condition in self.waiting)
@@ -90,7 +96,7 @@ class _Program:
         with self.changed:
             self.running -= 1
             if self.stuck():
-                self.failure = self.failure or KernelError("deadlock: every partition waits")
+                self.failure = self.failure or KernelError(f"{STUCK}: every partition waits")
             self.changed.notify_all()
 
 
@@ -151,7 +157,7 @@ class _Shared:
     def read(self) -> int:
         """The event of a read that begins; called with the lock held."""
         copied = self.uses.copy in self.program.mine()
-        self.program.fail_if(not copied, "a tile is read whose copy was not waited for")
+        self.program.fail_if(not copied, TOO_EARLY)
         event = self.program.event()
         self.uses.reads.add(event)
         return event
@@ -291,7 +297,7 @@ class _Operations:
     def async_copy_global_to_shared(self, descriptor, corner, barrier, tile):
         with self.program.changed:
             earlier = tile.uses.reads | ({tile.uses.copy} - {None})
-            self.program.fail_if(not earlier <= self.program.mine(), "a tile is overwritten that may still be in use")
+            self.program.fail_if(not earlier <= self.program.mine(), TOO_LATE)
             tile.data.copy_(descriptor.block(corner))
             tile.uses.copy, tile.uses.reads = self.program.event(), set()
             self.program.copies.add(tile.uses.copy)
@@ -316,7 +322,7 @@ class _Operations:
                 over = products.pop(0)
                 over.over = True
                 self.program.mine().update(over.reads)
-            self.program.fail_if(not all(x.over for x in deps), "a product is used that was not waited for")
+            self.program.fail_if(not all(x.over for x in deps), UNFINISHED)
         return deps[0].value if len(deps) == 1 else tuple(x.value for x in deps)
 
 

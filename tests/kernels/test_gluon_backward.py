@@ -14,7 +14,7 @@ from xdyna_kernels import gluon_backward, gluon_keys_kernel, gluon_queries_kerne
 from xdyna_kernels.triton_forward import readable
 
 sys.path.insert(0, str(Path(__file__).parent))
-from gluon_on_cpu import KernelError, OnCPU, edited_kernel
+from gluon_on_cpu import ANY, STUCK, TOO_EARLY, TOO_LATE, UNFINISHED, KernelError, OnCPU, edited_kernel
 
 DTYPES = [torch.float16, torch.bfloat16]
 OWN, REF = ("k", "v"), ("k_ref", "v_ref")
@@ -156,11 +156,6 @@ def test_what_it_serves(sizes, served):
     assert gluon_backward.serves_keys(inputs(**sizes)[0]) == served
 
 
-TOO_EARLY = "a tile is read whose copy was not waited for"
-TOO_LATE = "a tile is overwritten that may still be in use"
-UNFINISHED = "used that was not waited for"
-STUCK = "deadlock"
-ANY = "."  # of these and others: which comes first depends on the threads
 LEFT = "        mbarrier.arrive(free.index(stage))\n"
 OVER = "        dk0, dk1, dv0, dv1 = warpgroup_mma_wait(0, deps=(dk0, dk1, dv0, dv1))\n"
 # An edit of the kernel, and what the stand-in says of it; "" where only parity can tell.

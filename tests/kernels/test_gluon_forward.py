@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 from xdyna_kernels import gluon_forward, gluon_kernel
 
 sys.path.insert(0, str(Path(__file__).parent))
-from gluon_on_cpu import KernelError, OnCPU, edited_kernel
+from gluon_on_cpu import ANY, STUCK, TOO_EARLY, TOO_LATE, UNFINISHED, KernelError, OnCPU, edited_kernel
 
 DTYPES = [torch.float16, torch.bfloat16]
 
@@ -147,10 +147,6 @@ def test_any_strides(layout):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-TOO_EARLY = "a tile is read whose copy was not waited for"
-TOO_LATE = "a tile is overwritten that may still be in use"
-STUCK = "deadlock"
-ANY = "."  # of these and others: which comes first depends on the threads
 # An edit of the kernel, and what the stand-in says of it; "" where only parity can tell.
 FAULTS = {
     "queries not waited for": ("    mbarrier.wait(q_full, phase)\n", "", TOO_EARLY),
@@ -182,7 +178,7 @@ FAULTS = {
         ANY,
     ),
     "keys never left": ("        mbarrier.arrive(k_ring[3].index(step % STAGES))\n", "", STUCK),
-    "scores used too early": ("warpgroup_mma_wait(2,", "warpgroup_mma_wait(3,", "used that was not waited for"),
+    "scores used too early": ("warpgroup_mma_wait(2,", "warpgroup_mma_wait(3,", UNFINISHED),
     "too few bytes expected": ("WARPGROUPS * (q[0].block_type.nbytes", "(q[0].block_type.nbytes", ANY),
     "too many bytes expected": (
         "WARPGROUPS * (q[0].block_type.nbytes",

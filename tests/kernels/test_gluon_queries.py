@@ -13,7 +13,7 @@ from xdyna_kernels.triton_forward import readable
 
 sys.path.insert(0, str(Path(__file__).parent))
 import test_gluon_backward
-from gluon_on_cpu import KernelError, edited_kernel
+from gluon_on_cpu import ANY, STUCK, TOO_EARLY, UNFINISHED, KernelError, edited_kernel
 from test_gluon_backward import DTYPES, beyond, forward, inputs
 
 BOTH = ("q", "q_ref")
@@ -88,10 +88,6 @@ def test_what_it_serves(sizes, served):
     assert gluon_backward.serves_queries(inputs(**sizes)[0]) == served
 
 
-TOO_EARLY = "a tile is read whose copy was not waited for"
-UNFINISHED = "used that was not waited for"
-STUCK = "deadlock"
-ANY = "."  # of these and others: which comes first depends on the threads
 OVER = "        d_weights, dq0, dq1 = warpgroup_mma_wait(0, deps=(d_issued, sums0, sums1))\n"
 LEFT = "        mbarrier.arrive(ring[3].index(step % STAGES))  # of this step's values and the last one's keys\n"
 FIRST_LEFT = "    mbarrier.arrive(ring[3].index(0))  # of these values; of the keys before the first, there are none\n"
