@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers.models.attention_processor import Attention
 from torch import nn
 from xdyna_kernels import reference_attention
@@ -122,6 +123,43 @@ def test_what_is_no_plain_layer_is_called(change):
     change(attention)
     assert not packable(layers(attention))
     assert not torch.allclose(run(attention, True), before, atol=0.1)
+
+
+def exchange(attention, name):
+    layer = Adapted(64, 64)
+    layer.load_state_dict(attention.get_submodule(name).state_dict())
+    attention.set_submodule(name, layer)
+
+
+def hook(attention, name):
+    attention.get_submodule(name).register_forward_hook(lambda layer, inputs, out: out + 1)
+
+
+def exchange_forward(attention, name):
+    layer = attention.get_submodule(name)
+    plain = layer.forward
+    layer.forward = lambda x: plain(x) + 1
+
+
+@pytest.mark.parametrize("name", ["to_out.0", "processor.to_out_ref"])
+@pytest.mark.parametrize("change", [exchange, hook, exchange_forward])
+@torch.no_grad()
+def test_an_output_that_is_no_plain_layer_is_called(change, name):
+    """LoRA of Stable Diffusion is at home there."""
+    attention = adapted()
+    before = run(attention, False)
+    change(attention, name)
+    torch.testing.assert_close(run(attention, False), before + 1)
+
+
+@torch.no_grad()
+def test_offloaded_weights_are_brought_back():
+    """By accelerate's hooks, as in `enable_sequential_cpu_offload`; the weights lie on "meta" in between."""
+    attention = adapted()
+    before = run(attention, False)
+    cpu_offload(attention, execution_device="cpu")
+    assert attention.to_out[0].weight.device.type == "meta"
+    torch.testing.assert_close(run(attention, False), before)
 
 
 def test_packable():

@@ -1,14 +1,14 @@
 """The Dynamics-Adapter: what every frame takes from the reference in spatial self-attention (X-Dyna, Section 3.2)."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from einops import rearrange
 from torch import Tensor, nn
-from xdyna_kernels import reference_attention
+from xdyna_kernels import attend_both, reference_attention
 
 from xdyna_model.clip_layout import ClipLayout
 
@@ -55,20 +55,20 @@ class DynamicsAdapter(nn.Module):
 
         to_q, to_k, to_v, to_out = cast(tuple[nn.Linear, ...], (attn.to_q, attn.to_k, attn.to_v, attn.to_out[0]))  # pyright: ignore[reportOptionalSubscript]
         q, k, v, q_ref = map(heads, self._project(hidden_states, [to_q, to_k, to_v, self.to_q_ref]))
-        out = reference_attention(
-            q,
-            k,
-            v,
-            q_ref,
-            k[:, 0],
-            v[:, 0],
+        attention = (q, k, v, q_ref, k[:, 0], v[:, 0])
+        if is_plain(to_out, q) and is_plain(self.to_out_ref, q):
             # Under autocast the layers make q in half precision while the weights stay as they are.
-            to_out.weight.to(q.dtype),
-            None if to_out.bias is None else to_out.bias.to(q.dtype),
-            self.to_out_ref.weight.to(q.dtype),
-            self.to_out_ref.bias.to(q.dtype),
-            backend=self.backend,
-        )
+            out = reference_attention(
+                *attention,
+                to_out.weight.to(q.dtype),
+                None if to_out.bias is None else to_out.bias.to(q.dtype),
+                self.to_out_ref.weight.to(q.dtype),
+                self.to_out_ref.bias.to(q.dtype),
+                backend=self.backend,
+            )
+        else:  # without the backend's kernels, which take nothing but weights
+            own, ref = attend_both(*attention)
+            out = to_out(own) + self.to_out_ref(ref)
         return rearrange(out, "b f n c -> (b f) n c")
 
     def _project(self, x: Tensor, layers: list[nn.Linear]) -> Sequence[Tensor]:
@@ -85,17 +85,26 @@ class DynamicsAdapter(nn.Module):
 def packable(layers: Sequence[nn.Module]) -> bool:
     """Whether one product with the stacked weights does all that the layers do, and nothing more.
 
-    Not for what only looks like a linear layer (LoRA, quantised or sharded weights), nor for layers with a hook of
-    their own (offloading). Stacked anew in each call, the weights may change in place, move, or be exchanged. Where
-    some weights are trained and others frozen, the product's backward would compute derivatives of all.
+    Only for plain layers without a bias. Stacked anew in each call, the weights may change in place, move, or be
+    exchanged. Where some weights are trained and others frozen, the product's backward would compute derivatives of
+    all.
     """
-    kinds = set()
-    for layer in layers:
-        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-        if type(layer) is not nn.Linear or layer.bias is not None or type(layer.weight) not in (nn.Parameter, Tensor):
-            return False
-        if "forward" in layer.__dict__ or any(getattr(layer, name) for name in hooks):
-            return False
-        weight = layer.weight
-        kinds.add((weight.shape, weight.dtype, weight.device, weight.requires_grad and torch.is_grad_enabled()))
-    return len(kinds) == 1
+    if not all(is_plain(layer) and layer.bias is None for layer in layers):
+        return False
+    weights = [layer.weight for layer in layers]
+    trained = torch.is_grad_enabled()
+    return len({(w.shape, w.dtype, w.device, w.requires_grad and trained) for w in weights}) == 1
+
+
+def is_plain(layer: nn.Module, beside: Tensor | None = None) -> TypeGuard[nn.Linear]:
+    """Whether all that a layer does is in its weight and bias, and these lie on the device of `beside` where given.
+
+    Not so what only looks like a linear layer (LoRA, quantised or sharded weights), nor a layer with a hook of its own
+    (offloading).
+    """
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if type(layer) is not nn.Linear or type(layer.weight) not in (nn.Parameter, Tensor):
+        return False
+    if "forward" in layer.__dict__ or any(getattr(layer, name) for name in hooks):
+        return False
+    return beside is None or layer.weight.device == beside.device
