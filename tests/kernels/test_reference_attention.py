@@ -1,5 +1,8 @@
 """Reference attention: both backends against each other, against what must hold, and under torch's own checks."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -189,6 +192,9 @@ def test_fake_tensors(backend):
         ("w_ref", lambda t: t.float(), "w_ref is torch.float32 on cpu, q is torch.float64"),
         ("b_ref", lambda t: t[:-1], "b_ref is"),
         ("residual", lambda t: t.to("meta"), "residual is torch.float64 on meta"),
+        ("q", lambda t: None, "q is None, expected a tensor"),
+        ("v_ref", lambda t: None, "v_ref is None, expected a tensor"),
+        ("w_ref", lambda t: None, "w_ref is None, expected a tensor"),
     ],
 )
 @pytest.mark.parametrize("compiled", [False, True])
@@ -203,3 +209,19 @@ def test_what_does_not_fit_is_named(name, change, message, compiled):
 def test_unknown_backend():
     with pytest.raises(ValueError, match="backend is 'cuda', expected one of"):
         reference_attention(*inputs(), backend="cuda")
+
+
+TF32 = """
+import torch
+from xdyna_kernels import reference_attention, tiles
+assert tiles.arithmetic(torch.float32) == "ieee"
+torch.backends.fp32_precision = "tf32"
+assert tiles.arithmetic(torch.float32) == "tf32"
+frames, reference, weight = torch.ones(1, 1, 3, 2, 8), torch.ones(1, 3, 2, 8), torch.ones(4, 16)
+reference_attention(*[frames] * 4, reference, reference, weight, None, weight, None)
+"""
+
+
+def test_the_newer_way_to_ask_for_tf32():
+    """In a process of its own: PyTorch lets nobody go back to the older one, `allow_tf32`."""
+    subprocess.run([sys.executable, "-c", TF32], check=True)

@@ -152,10 +152,27 @@ def test_no_program_runs_for_what_needs_no_derivative(wanted, launched):
     assert dict(launched) == LAUNCHES[wanted]
 
 
+@pytest.mark.parametrize("backward", ["triton", "recompute"])
+def test_autocast_around_the_backward_changes_nothing(backward):
+    found = []
+    for enabled in (False, True):
+        leaves = [x.requires_grad_() for x in inputs().values()]
+        loss = reference_attention(*leaves, backend="triton", backward=backward).square().sum()
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=enabled):
+            found.append(torch.autograd.grad(loss, leaves))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
+def test_no_two_derivatives_share_memory():
+    """Or what is done to all in place, such as scaling them, is done to one twice."""
+    found = gradients(inputs(), backend="triton", backward="triton")
+    assert len({x.untyped_storage().data_ptr() for x in found.values()}) == len(NAMES)
+
+
 @pytest.mark.parametrize(("proven", "tf32", "taken"), [(False, False, False), (True, False, True), (True, True, False)])
 def test_default_is_what_has_been_proven(proven, tf32, taken, launched, monkeypatch):
     monkeypatch.setattr(sys.modules["xdyna_kernels.reference_attention"], "_proven", lambda q: proven)
-    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=tf32))
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision="tf32" if tf32 else "ieee"))
     gradients(inputs(), backend="triton")
     assert bool(launched) == taken
 

@@ -5,7 +5,8 @@ For frame f of a clip whose frame 0 is the reference R (X-Dyna, Section 3.2):
     out_f = softmax(q_f k_f^T / sqrt D) v_f  Wo^T + bo  +  softmax(q'_f k_R^T / sqrt D) v_R  Wr^T + br  +  residual_f
 
 "eager" and "sdpa" are composites of PyTorch operations: autograd, fake tensors, `torch.compile` and `torch.export` see
-what is inside, so they have the derivatives of their parts, of any order. "triton" and "gluon" are an operator of
+what is inside, so they have the derivatives of their parts: "eager" of any order, "sdpa" second ones only where
+PyTorch's attention has them (`sdpa_kernel(SDPBackend.MATH)`). "triton" and "gluon" are an operator of
 their own, with a choice of backward (see triton_operator.py).
 """
 
@@ -84,10 +85,10 @@ def reference_attention(
             of 40 or 80, and for keys and values N a multiple of 4; racecheck has not seen them),
             "recompute" (keeps only the inputs, and computes "sdpa" once more), or None: "triton" where it has been
             proven on the chip and in the dtype and PyTorch would not use tf32, else "recompute". Second derivatives are
-            those of "sdpa" whichever it is.
+            those of "sdpa" whichever it is, where that has any.
 
     Returns:
-        [B, F, N, C] in the inputs' dtype.
+        [B, F, N, C] in the inputs' dtype; under autocast, in what that makes of a backend's products.
 
     Raises:
         ValueError: a shape, dtype, device, backend or backward does not fit; the message names the argument.
@@ -104,8 +105,8 @@ def reference_attention(
     if backward == "gluon" and (reason := _why_not_hopper(q)) is not None:
         raise ValueError(f"backward 'gluon' {reason}")
     if backward is None:
-        exact = tiles.arithmetic(q.dtype) != "tf32"
-        backward = "triton" if backend not in BACKENDS and _proven(q) and exact else "recompute"
+        proven = backend not in BACKENDS and _proven(q) and tiles.arithmetic(q.dtype) != "tf32"
+        backward = "triton" if proven else "recompute"
     return torch.ops.xdyna.reference_attention(
         q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual, backend, backward
     )
@@ -183,6 +184,9 @@ def _check(
     b_ref: Tensor | None,
     residual: Tensor | None,
 ) -> None:
+    given = {"q": q, "k": k, "v": v, "q_ref": q_ref, "k_ref": k_ref, "v_ref": v_ref, "w_out": w_out, "w_ref": w_ref}
+    if absent := [name for name, tensor in given.items() if tensor is None]:
+        raise ValueError(f"{absent[0]} is None, expected a tensor")
     if q.ndim != 5 or q.dtype not in DTYPES or 0 in q.shape:
         raise ValueError(f"q is {list(q.shape)} {q.dtype}, expected a non-empty floating [B, F, N, H, D]")
     if k_ref.ndim != 4 or 0 in k_ref.shape:

@@ -237,7 +237,8 @@ def arithmetic(dtype: torch.dtype) -> str:
     """What the matrix products of a dtype in DTYPES are made in; "tf32" only where PyTorch's own may be."""
     if dtype != torch.float32:
         return "half"
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    # Not `allow_tf32`, which raises where the newer of PyTorch's two settings is in use.
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def attention_tile(chip: str, arithmetic: str, head_dim: int) -> Attention:

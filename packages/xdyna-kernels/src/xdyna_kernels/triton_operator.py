@@ -103,10 +103,12 @@ def _keep(ctx, inputs, output):
 def _differentiate(ctx, grad, *_):
     inputs, rest = ctx.saved_tensors[:11], ctx.saved_tensors[11:]
     needed = ctx.needs_input_grad[:11]
-    # With gradients of gradients asked for, PyTorch enables them here.
-    if ctx.backward == "recompute" or torch.is_grad_enabled():
-        return *_recompute(inputs, needed, grad), None, None
-    return *_from_log_sum_exp(ctx.backward, inputs, needed, grad, *rest), None, None
+    # Autocast, where this is called in it, is not that of the forward: no other derivative follows it.
+    with torch.autocast(grad.device.type, enabled=False):
+        # With gradients of gradients asked for, PyTorch enables them here.
+        if ctx.backward == "recompute" or torch.is_grad_enabled():
+            return *_recompute(inputs, needed, grad), None, None
+        return *_from_log_sum_exp(ctx.backward, inputs, needed, grad, *rest), None, None
 
 
 forward.register_autograd(_differentiate, setup_context=_keep)
@@ -134,7 +136,8 @@ def _from_log_sum_exp(kernel, inputs, needed, grad, both, lse) -> list[Tensor | 
     for weight, half in zip((6, 8), both.flatten(0, 1).chunk(2, dim=1), strict=True):  # w_out, w_ref
         found[weight] = rows.mT @ half if needed[weight] else None  # [C, H*D]
     sums = rows.sum(0) if needed[7] or needed[9] else None  # [C]
-    for bias in (7, 9):  # b_out, b_ref
-        found[bias] = sums if needed[bias] else None
+    found[7] = sums if needed[7] else None  # b_out
+    if sums is not None and needed[9]:  # b_ref, in memory of its own: a caller may change one in place
+        found[9] = sums.clone() if needed[7] else sums
     found[10] = grad if needed[10] else None  # residual
     return found
