@@ -128,6 +128,61 @@ def test_pictures_of_any_kind(pipeline):
     assert np.array_equal(run(pipeline, reference=opaque), run(pipeline))
 
 
+def test_pictures_as_they_are_meant_to_be_seen(pipeline):
+    turned = Image.fromarray(np.rot90(PICTURE).copy())
+    turned.getexif()[274] = 6  # "turn me a quarter to the right", as a phone held upright says
+    assert np.array_equal(run(pipeline, reference=turned), run(pipeline))
+    clear = Image.fromarray(np.dstack([PICTURE, np.zeros((96, 80), np.uint8)]))
+    assert np.array_equal(run(pipeline, reference=clear), run(pipeline, reference=np.full_like(PICTURE, 255)))
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        (PICTURE[:64, :64] / 255, r"reference is float64 \[64, 64, 3\], expected"),
+        (PICTURE[..., 0], r"reference is uint8 \[96, 80\], expected"),
+        (np.dstack([PICTURE, PICTURE[..., :1]]), r"reference is uint8 \[96, 80, 4\], expected"),
+        (torch.from_numpy(PICTURE), r"reference is torch.uint8 \[96, 80, 3\], expected"),
+        ([Image.fromarray(PICTURE)], r"reference is list \[\], expected a PIL picture"),
+    ],
+)
+def test_what_is_no_picture_is_named(pipeline, reference, message):
+    with pytest.raises(ValueError, match=message):
+        run(pipeline, reference=reference)
+
+
+def test_parts_take_the_models_own_settings(pipeline):
+    own = {"default_steps": pipeline.default_steps, "default_guidance": pipeline.default_guidance}
+    pipeline.register_to_config(default_steps=3, default_guidance=1.0)
+    generator = torch.Generator().manual_seed(0)
+    encoded = pipeline.encode(PICTURE, 64, 64, generator=generator)
+    latents = pipeline.denoise(encoded, CONDITIONS, generator=generator)
+    whole = run(pipeline, num_inference_steps=3, guidance_scale=1.0)
+    pipeline.register_to_config(**own)
+    assert len(encoded.text) == 1
+    assert np.array_equal(pipeline.decode(latents, "np"), whole)
+
+
+def test_frames_are_decoded_when_they_are_asked_for(pipeline, monkeypatch):
+    """A long clip would not fit a GPU."""
+    decoded, decode = [], pipeline.vae.decode
+    monkeypatch.setattr(pipeline.vae, "decode", lambda latent: decoded.append(latent) or decode(latent))
+    frames = pipeline.iter_decoded(run(pipeline, output_type="latent"))
+    assert next(frames).shape == (3, 64, 64)
+    assert len(decoded) == 1
+    assert len(list(frames)) == 2
+
+
+def test_a_scheduler_that_scales_leaves_the_reference_alone(pipeline, monkeypatch):
+    seen, forward = [], pipeline.unet.forward
+    monkeypatch.setattr(pipeline.scheduler, "scale_model_input", lambda sample, timestep: 0 * sample)
+    monkeypatch.setattr(pipeline.unet, "forward", lambda sample, *rest: seen.append(sample) or forward(sample, *rest))
+    encoded = pipeline.encode(PICTURE, 64, 64, generator=torch.Generator().manual_seed(0))
+    run(pipeline)
+    assert torch.equal(seen[0][:, :, :1], encoded.latent.expand_as(seen[0][:, :, :1]))
+    assert not seen[0][:, :, 1:].any()
+
+
 def test_parts_called_alone_make_the_whole(pipeline):
     generator = torch.Generator().manual_seed(0)
     encoded = pipeline.encode(PICTURE, 64, 64, generator=generator)
@@ -139,6 +194,7 @@ def test_latents_can_be_given(pipeline):
     latents = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(5))
     first = run(pipeline, latents=latents)
     assert np.array_equal(first, run(pipeline, latents=latents))
+    assert np.array_equal(first, run(pipeline, latents=latents.double()))  # in the pipeline's dtype all the same
     assert not np.array_equal(first, run(pipeline))
 
 
@@ -157,6 +213,9 @@ def test_callback_sees_and_changes_each_step(pipeline):
         pipeline, callback_on_step_end=lambda *_: {"latents": torch.zeros(1, 4, 3, 8, 8)}, output_type="latent"
     )
     assert not zeroed.any()
+    without = []
+    run(pipeline, callback_on_step_end=lambda *given: without.append(given[3]), callback_on_step_end_tensor_inputs=[])
+    assert without == [{}, {}]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -187,6 +246,7 @@ def test_first_timestep_of_the_released_schedule(pipeline):
         ({"num_inference_steps": 1000}, "num_inference_steps is 1000, expected 1 to 999"),
         ({"window_size": 25}, "window_size is 25, expected 1 to 24"),
         ({"window_overlap": 16}, "overlap is 16"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"has \['noise'\], there are only latents"),
         ({"output_type": "mp4"}, "output_type is 'mp4'"),
         ({"latents": torch.zeros(1, 4, 2, 8, 8)}, r"latents are \[1, 4, 2, 8, 8\], expected \[1, 4, 3, 8, 8\]"),
     ],

@@ -74,7 +74,7 @@ def load(job: Job, device: torch.device, dtype: torch.dtype, say: Say) -> "XDyna
 
 
 def compute(pipeline: "XDynaPipeline", photo: np.ndarray, motion: Motion, job: Job, stage: Stage) -> np.ndarray:
-    """Animate a photo, [H', W', 3] uint8, uncropped: the image tokens see all of it. Returns [F, H, W, 3] uint8.
+    """Animate a photo, [H', W', 3] uint8, uncropped: the image tokens see more of it. Returns [F, H, W, 3] uint8.
 
     Raises InputError where the numbers ran out of the range of the dtype.
     """
@@ -84,21 +84,25 @@ def compute(pipeline: "XDynaPipeline", photo: np.ndarray, motion: Motion, job: J
         advance()
         return tensors
 
-    clips = pipeline(
+    latents = pipeline(
         photo,
         motion.conditions,
         num_inference_steps=job.steps,
         guidance_scale=job.guidance,
         wrap=job.loop,
         generator=torch.Generator().manual_seed(job.seed),  # on the CPU: the same start on every device
-        output_type="np",
+        output_type="latent",
         callback_on_step_end=after_step,
         return_dict=False,
     )[0]
-    frames = np.asarray(clips[0])  # [F, H, W, 3] float32 in [0, 1]
-    if not np.isfinite(frames).all():
-        raise InputError("the result is not a number in places: too coarse a dtype; use --dtype fp32, or bf16")
-    return (frames * 255).round().clip(0, 255).astype(np.uint8)
+    conditions = motion.conditions
+    result = np.empty((conditions.num_frames, conditions.height, conditions.width, 3), np.uint8)
+    for index, frame in enumerate(pipeline.iter_decoded(latents)):  # a long clip in float32 may fill the memory
+        if not torch.isfinite(frame).all():
+            raise InputError("the result is not a number in places: too coarse a dtype; use --dtype fp32, or bf16")
+        pixels = (frame.float() * 255).round().clamp(0, 255).to(torch.uint8)
+        result[index] = pixels.permute(1, 2, 0).cpu().numpy()
+    return result
 
 
 def write(job: Job, reference: np.ndarray, motion: Motion, result: np.ndarray) -> None:

@@ -25,14 +25,14 @@ def read_reference(path: str | Path) -> np.ndarray:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 image.load()
-                rgb = _to_rgb(ImageOps.exif_transpose(image))
+                rgb = upright(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         limit = (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise InputError(f"{path}: has more than {limit} million pixels; scale it down first") from error
     except UnidentifiedImageError as error:
         raise InputError(f"{path}: is not a picture that can be read; save it as PNG or JPEG") from error
     # Pillow reports damage through whatever its decoders happen to raise.
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, RuntimeError) as error:
         raise InputError(f"{path}: is damaged or cut off; save it again as PNG or JPEG") from error
     height, width = rgb.shape[:2]
     if min(height, width) < MIN_SIDE:
@@ -86,8 +86,12 @@ def crop_box(h: int, w: int, height: int, width: int) -> tuple[int, int, int, in
     return left, 0, left + keep, h
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    """Any mode of Pillow -> [H, W, 3] uint8."""
+def upright(image: Image.Image) -> np.ndarray:
+    """A picture as it is meant to be seen: turned as its EXIF data say, on white where it is transparent.
+
+    image: any mode of Pillow. Returns [H, W, 3] uint8 RGB. Raises ValueError for floating-point pixels.
+    """
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
         grey = np.asarray(image).astype(np.float64).clip(0, 65535) / 257
         return np.repeat(grey.round().astype(np.uint8)[..., None], 3, axis=-1)

@@ -1,6 +1,6 @@
 """XDynaPipeline: a reference picture and the conditions of a driving video in, frames out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from xdyna_model import windows
 from xdyna_model.conditions import Conditions
 from xdyna_model.controlnets import control_residuals
 from xdyna_model.image_tokens import ImageProjection
-from xdyna_model.images import fit
+from xdyna_model.images import fit, upright
 from xdyna_model.pixel_codec import PixelCodec
 from xdyna_model.sampling import initial_latents
 from xdyna_model.unet import XDynaUNet
@@ -129,16 +129,23 @@ class XDynaPipeline(DiffusionPipeline):
         height: int,
         width: int,
         *,
-        guidance: bool = True,
+        guidance: bool | None = None,
         prompt: str = "",
         negative_prompt: str = "",
         generator: torch.Generator | None = None,
     ) -> EncodedReference:
         """Reference picture and prompts to what the denoiser takes.
 
-        reference: RGB of any size. CLIP sees all of it; the VAE sees it cropped and scaled to height x width.
+        Args:
+            reference: a picture of any mode, which is turned as its EXIF data say; or uint8 RGB [H, W, 3]. The VAE sees
+                it cropped and scaled to height x width, CLIP its middle square, at most all of it.
+            guidance: whether to encode what is guided away from, too. None is whether the model's own guidance asks.
+
+        Raises:
+            ValueError: an array of another shape or dtype, or a picture of floating-point pixels.
         """
-        picture = np.asarray(reference.convert("RGB") if isinstance(reference, Image.Image) else reference)
+        picture = upright(reference) if isinstance(reference, Image.Image) else _checked(reference)
+        guidance = self.default_guidance > 1 if guidance is None else guidance
         return EncodedReference(
             latent=self._encode_latent(fit(picture, height, width), generator),
             text=self.encode_text([negative_prompt, prompt] if guidance else [prompt]),
@@ -190,8 +197,8 @@ class XDynaPipeline(DiffusionPipeline):
         encoded: EncodedReference,
         conditions: Conditions,
         *,
-        num_inference_steps: int = 25,
-        guidance_scale: float = 7.5,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         window_size: int = 16,
         window_overlap: int = 4,
         wrap: bool = True,
@@ -199,11 +206,13 @@ class XDynaPipeline(DiffusionPipeline):
         latents: Tensor | None = None,
         generator: torch.Generator | None = None,
         callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Tensor:
         """The denoising loop.
 
         Args:
             encoded: of `encode`; what it holds decides whether guidance is applied.
+            num_inference_steps, guidance_scale: None is the model's own.
             window_size, window_overlap, wrap: long clips are denoised in overlapping windows, rotated by a random
                 offset at each step. wrap=True joins the end to the start (clips that loop), as the released code
                 does; wrap=False never does.
@@ -211,24 +220,33 @@ class XDynaPipeline(DiffusionPipeline):
             latents: [1, C, F, h, w] to start from, in place of `prepare_latents`.
             callback_on_step_end: called as `f(pipeline, step, timestep, {"latents": ...})`; a "latents" in the dict
                 it returns replaces them.
+            callback_on_step_end_tensor_inputs: what the dict has, which is "latents" or nothing.
 
         Returns:
             [1, C, F, h, w] latents.
+
+        Raises:
+            ValueError: `latents` of another shape, or tensors asked for that there are not.
         """
+        if other := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(other)}, there are only latents")
+        num_inference_steps = self.default_steps if num_inference_steps is None else num_inference_steps
+        guidance_scale = self.default_guidance if guidance_scale is None else guidance_scale
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         frames = conditions.num_frames
         if latents is None:
             latents = self.prepare_latents(encoded, frames, generator)
         elif latents.shape != (expected := (*encoded.latent.shape[:2], frames, *encoded.latent.shape[3:])):
             raise ValueError(f"latents are {list(latents.shape)}, expected {list(expected)}")
-        current = latents
+        current = latents.to(encoded.latent)
         schedule = schedule or self._random_windows(frames, window_size, window_overlap, wrap, generator)
         with self.progress_bar(total=num_inference_steps) as progress:  # pyright: ignore[reportCallIssue]
             for step, timestep in enumerate(self.scheduler.timesteps):
                 noise = self._predict_noise(encoded, conditions, current, timestep, schedule(step), guidance_scale)
                 current: Tensor = self.scheduler.step(noise, timestep, current, return_dict=False)[0]
                 if callback_on_step_end is not None:
-                    changed = callback_on_step_end(self, step, timestep, {"latents": current})
+                    tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, current)
+                    changed = callback_on_step_end(self, step, timestep, tensors)
                     current = changed["latents"] if changed and "latents" in changed else current
                 progress.update()
         return current
@@ -247,8 +265,9 @@ class XDynaPipeline(DiffusionPipeline):
         total = torch.zeros_like(latents.expand(batch, -1, -1, -1, -1))
         count = latents.new_zeros(latents.shape[2])
         for window in step_windows:
-            clip = torch.cat([encoded.latent, latents[:, :, window]], dim=2)
-            sample = self.scheduler.scale_model_input(clip, timestep).expand(batch, -1, -1, -1, -1)
+            # The reference has no noise, so a scheduler that scales by the noise has nothing to do with it.
+            noisy = self.scheduler.scale_model_input(latents[:, :, window], timestep)
+            sample = torch.cat([encoded.latent, noisy], dim=2).expand(batch, -1, -1, -1, -1)
             seen = conditions[window]
             nets = [
                 (self.controlnet, seen.pose_map(sample.device, sample.dtype)),
@@ -278,11 +297,23 @@ class XDynaPipeline(DiffusionPipeline):
         return schedule
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, output_type: str = "pt") -> list[list[Image.Image]] | np.ndarray | Tensor:
-        """Latents [1, C, F, h, w] to frames, one at a time, as `XDynaPipelineOutput` describes them."""
+    def iter_decoded(self, latents: Tensor) -> Iterator[Tensor]:
+        """Latents [1, C, F, h, w] to one frame after the other, [3, H, W] in [0, 1], on the device."""
         latents = latents.to(self.vae.dtype) / self.vae.config["scaling_factor"]
-        frames = [self.vae.decode(latents[:, :, i]).sample for i in range(latents.shape[2])]
-        return self.video_processor.postprocess_video(torch.stack(frames, dim=2), output_type)
+        for index in range(latents.shape[2]):
+            frame = self.vae.decode(latents[:, :, index]).sample
+            yield torch.as_tensor(self.video_processor.postprocess(frame, "pt"))[0]
+
+    def decode(self, latents: Tensor, output_type: str = "pt") -> list[list[Image.Image]] | np.ndarray | Tensor:
+        """Latents [1, C, F, h, w] to frames as `XDynaPipelineOutput` describes them. "pil" and "np" leave the device
+        one by one."""
+        frames = self.iter_decoded(latents)
+        if output_type == "pt":
+            return torch.stack(list(frames))[None]
+        arrays = (VideoProcessor.pt_to_numpy(frame[None])[0] for frame in frames)
+        if output_type == "pil":
+            return [[VideoProcessor.numpy_to_pil(array)[0] for array in arrays]]
+        return np.stack(list(arrays))[None]
 
     @torch.no_grad()
     def __call__(
@@ -301,23 +332,25 @@ class XDynaPipeline(DiffusionPipeline):
         latents: Tensor | None = None,
         output_type: str = "pil",
         callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
     ) -> XDynaPipelineOutput | tuple:
         """Animates the reference.
 
         Args:
-            reference: the picture to animate, RGB of any size (uint8 [H, W, 3] as an array); it is cropped and
-                scaled to the size of the conditions.
+            reference: the picture to animate, as `encode` takes it; it is cropped and scaled to the size of the
+                conditions.
             conditions: pose and face maps of the frames to make; their size is the size of the result.
             num_inference_steps: None is the model's own, 25 for the released one.
             guidance_scale: strength of classifier-free guidance; up to 1 there is none, at half the cost. None is the
                 model's own, 7.5 for the released one.
-            window_size, window_overlap, wrap, latents, callback_on_step_end: see `denoise`.
+            window_size, window_overlap, wrap, latents, callback_on_step_end, callback_on_step_end_tensor_inputs: see
+                `denoise`.
             generator: source of all randomness. One seed on one device gives the same result, bit for bit.
             output_type: "pil", "np", "pt" or "latent".
 
         Raises:
-            ValueError: a number or a size is out of its range.
+            ValueError: a number or a size is out of its range, or what `encode` and `denoise` raise.
         """
         num_inference_steps = self.default_steps if num_inference_steps is None else num_inference_steps
         guidance_scale = self.default_guidance if guidance_scale is None else guidance_scale
@@ -343,6 +376,7 @@ class XDynaPipeline(DiffusionPipeline):
             latents=latents,
             generator=generator,
             callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
         frames = latents if output_type == "latent" else self.decode(latents, output_type)
         self.maybe_free_model_hooks()
@@ -362,6 +396,13 @@ class XDynaPipeline(DiffusionPipeline):
             raise ValueError(f"window_size is {window_size}, expected 1 to {longest}, what the motion modules know")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
+
+
+def _checked(picture: np.ndarray) -> np.ndarray:
+    shape, dtype = getattr(picture, "shape", None), getattr(picture, "dtype", type(picture).__name__)
+    if not isinstance(picture, np.ndarray) or dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise ValueError(f"reference is {dtype} {list(shape or [])}, expected a PIL picture or a uint8 array [H, W, 3]")
+    return picture
 
 
 def _sides(sample_size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
