@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, DiffusionPipeline
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
@@ -18,8 +18,8 @@ from xdyna_model import windows
 from xdyna_model.conditions import Conditions
 from xdyna_model.controlnets import control_residuals
 from xdyna_model.image_tokens import ImageProjection
-from xdyna_model.images import fit, upright
 from xdyna_model.pixel_codec import PixelCodec
+from xdyna_model.reference_encoding import EncodedReference, ReferenceEncoding
 from xdyna_model.sampling import initial_latents
 from xdyna_model.unet import XDynaUNet
 
@@ -36,20 +36,7 @@ class XDynaPipelineOutput(BaseOutput):
     frames: list[list[Image.Image]] | np.ndarray | Tensor
 
 
-@dataclass(frozen=True)
-class EncodedReference:
-    """What the denoiser is told besides the conditions. With guidance the first dimension G is 2, unconditional
-    first; without it is 1.
-
-    latent: [1, C, 1, h, w]. text: [G, T, E]. image_tokens: [G, 16, E].
-    """
-
-    latent: Tensor
-    text: Tensor
-    image_tokens: Tensor
-
-
-class XDynaPipeline(DiffusionPipeline):
+class XDynaPipeline(ReferenceEncoding):
     """Human image animation with X-Dyna. The components are those of Stable Diffusion 1.5 pipelines, and:
 
     unet: the `XDynaUNet`. controlnet, controlnet_face: the pose and the S-Face `ControlNetModel`s.
@@ -116,65 +103,6 @@ class XDynaPipeline(DiffusionPipeline):
     def default_steps(self) -> int:
         """Denoising steps where a call does not say."""
         return self.config["default_steps"]
-
-    @property
-    def default_guidance(self) -> float:
-        """Guidance where a call does not say."""
-        return self.config["default_guidance"]
-
-    @torch.no_grad()
-    def encode(
-        self,
-        reference: Image.Image | np.ndarray,
-        height: int,
-        width: int,
-        *,
-        guidance: bool | None = None,
-        prompt: str = "",
-        negative_prompt: str = "",
-        generator: torch.Generator | None = None,
-    ) -> EncodedReference:
-        """Reference picture and prompts to what the denoiser takes.
-
-        Args:
-            reference: a picture of any mode, which is turned as its EXIF data say; or uint8 RGB [H, W, 3]. The VAE sees
-                it cropped and scaled to height x width, CLIP its middle square, at most all of it.
-            guidance: whether to encode what is guided away from, too. None is whether the model's own guidance asks.
-
-        Raises:
-            ValueError: an array of another shape or dtype, or a picture of floating-point pixels.
-        """
-        picture = upright(reference) if isinstance(reference, Image.Image) else _checked(reference)
-        guidance = self.default_guidance > 1 if guidance is None else guidance
-        return EncodedReference(
-            latent=self._encode_latent(fit(picture, height, width), generator),
-            text=self.encode_text([negative_prompt, prompt] if guidance else [prompt]),
-            image_tokens=self._encode_image_tokens(picture, guidance),
-        )
-
-    def _encode_latent(self, picture: np.ndarray, generator: torch.Generator | None) -> Tensor:
-        pixels = torch.from_numpy(picture.copy()).to(self._execution_device, self.vae.dtype) / 127.5 - 1
-        posterior = self.vae.encode(rearrange(pixels, "h w c -> 1 c h w")).latent_dist
-        # Drawn in float32, so that one seed gives one picture in every dtype.
-        noise = randn_tensor(posterior.mean.shape, generator, posterior.mean.device, torch.float32)
-        latent = (posterior.mean + posterior.std * noise.to(posterior.mean.dtype)) * self.vae.config["scaling_factor"]
-        return rearrange(latent, "b c h w -> b c 1 h w").to(self.unet.dtype)
-
-    def encode_text(self, prompts: list[str]) -> Tensor:
-        """P prompts to text tokens, [P, T, E] in the denoiser's dtype; longer ones are cut off."""
-        length = self.tokenizer.model_max_length
-        tokens = self.tokenizer(
-            prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).input_ids
-        return self.text_encoder(tokens.to(self._execution_device))[0].to(self.unet.dtype)
-
-    def _encode_image_tokens(self, picture: np.ndarray, guidance: bool) -> Tensor:
-        pixels = self.feature_extractor(images=picture, return_tensors="pt").pixel_values
-        pixels = pixels.to(self._execution_device, self.image_encoder.dtype)
-        # The unconditional tokens come of a black input, they are not zeros themselves.
-        pixels = torch.cat([torch.zeros_like(pixels), pixels]) if guidance else pixels
-        features = self.image_encoder(pixels, output_hidden_states=True).hidden_states[-2]
-        return self.image_projection(features.to(self.image_projection.dtype)).to(self.unet.dtype)
 
     @torch.no_grad()
     def prepare_latents(
@@ -396,13 +324,6 @@ class XDynaPipeline(DiffusionPipeline):
             raise ValueError(f"window_size is {window_size}, expected 1 to {longest}, what the motion modules know")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
-
-
-def _checked(picture: np.ndarray) -> np.ndarray:
-    shape, dtype = getattr(picture, "shape", None), getattr(picture, "dtype", type(picture).__name__)
-    if not isinstance(picture, np.ndarray) or dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-        raise ValueError(f"reference is {dtype} {list(shape or [])}, expected a PIL picture or a uint8 array [H, W, 3]")
-    return picture
 
 
 def _sides(sample_size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
