@@ -2,7 +2,7 @@
 
 Needs torch and triton and nothing else (nvidia-ml-py for clocks and matplotlib for --plot are used if they are
 there). Only what has passed parity against float64 is timed; a row that fails says FAIL and the exit code is 1
-(as it is where nothing could be run).
+(as it is where nothing could be run, or the compiler finds a fault).
 Without a GPU the CPU backends run on small shapes, the model's shapes are shown as not timed, and the compiler tells
 what it makes of the kernels. --tune chooses the tiles of the kernels on a GPU, by timing.
 """
@@ -32,6 +32,8 @@ def judge(name: str, contender: opponents.Contender, truth: Truth) -> tuple[Verd
     Anybody may lack memory, and a backend of ours may refuse a device or shape with a ValueError. Anything else
     that it raises is a failure; what an opponent raises only keeps that opponent out.
     """
+    if name == "eager" and truth.half:
+        return None, "it rounds its scores in half precision, which no limit allows for", False
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -124,15 +126,15 @@ def absent(plan: Plan) -> list[dict]:
     return rows
 
 
-def compiled() -> None:
-    """Prints what the compiler says for a GPU that is not here."""
+def compiled() -> int:
+    """Prints what the compiler says for a GPU that is not here; returns the number of faults."""
     try:
         import compile_report  # imports triton
     except ImportError as error:
         print(f"\nthe kernels were not compiled: {error}")
-        return
+        return 0
     print("\nwhat the compiler says for a GPU that is not here (all of it: bench/compile_report.py)", flush=True)
-    compile_report.summary()
+    return compile_report.summary()
 
 
 def tuned(plan: Plan, dtype: str | None, save: Callable[[dict], object]) -> int:
@@ -183,15 +185,16 @@ def main(arguments: list[str] | None = None) -> int:
             roofline.plot(options.plot, roofline.Roofline(**record["roofline"]), record["rows"])
         except ImportError:
             print("--plot: no picture, matplotlib is not installed", file=sys.stderr)
-    if plan.device.type == "cpu" and not options.no_compile_report:
-        compiled()
+    faults = compiled() if plan.device.type == "cpu" and not options.no_compile_report else 0
+    if faults:
+        print(f"\nFAIL: {faults} faults of compiled kernels", file=sys.stderr)
     failed = [row for row in record["rows"] if row["status"] == "FAIL"]
     if failed:
         print(f"\nFAIL: {len(failed)} of {len(record['rows'])} rows are wrong", file=sys.stderr)
     nothing = all(row["status"] != "ok" for row in record["rows"])
     if nothing:
         print("nothing could be run", file=sys.stderr)
-    return 1 if failed or nothing else 0
+    return 1 if failed or nothing or faults else 0
 
 
 if __name__ == "__main__":

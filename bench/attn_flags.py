@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import opponents
+import roofline
 import torch
 from shapes import DIRECTIONS, DTYPES, LEVELS, MIDDLE_LEVELS, SMALL_LEVELS, Shape
 
@@ -32,9 +33,7 @@ def parse(description: str | None, arguments: list[str] | None) -> tuple[argpars
     """The flags and the plan; ends the program with exit code 2 and the reason where they make no sense."""
     parser = _parser(description)
     options = parser.parse_args(arguments)
-    for path in (options.json, options.plot):
-        if path and not path.parent.is_dir():
-            parser.error(f"there is no folder {path.parent}")
+    _check(parser, options)
     if options.tune and not (torch.cuda.is_available() and options.device == "cuda"):
         parser.exit(1, "--tune needs a GPU: tiles are chosen by timing them, and there is none here\n")
     cuda = options.device == "cuda"
@@ -62,6 +61,19 @@ def parse(description: str | None, arguments: list[str] | None) -> tuple[argpars
     )
 
 
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """What would otherwise only be found out when something is to be written or drawn."""
+    for path in filter(None, (options.json, options.plot)):
+        if not path.parent.is_dir():
+            parser.error(f"there is no folder {path.parent}")
+        if path.is_dir():
+            parser.error(f"{path} is a folder")
+    if options.plot and not roofline.draws(options.plot):
+        parser.error(f"--plot: matplotlib draws no {options.plot.suffix}")
+    if not -(2**63) <= options.seed < 2**64:
+        parser.error("--seed: torch takes numbers from -2**63 to 2**64 - 1")
+
+
 def _known() -> tuple[str, ...]:
     return (*opponents.own_backends(), *opponents.OPPONENTS)
 
@@ -76,10 +88,12 @@ def _names(parser: argparse.ArgumentParser, only: str | None) -> tuple[str, ...]
 
 
 def _levels(parser: argparse.ArgumentParser, shapes: list[str] | None) -> list[tuple[int, int]]:
+    """Those of --shape in its order, each once: a record has no row twice."""
     try:
-        return [(int(tokens), int(channels)) for tokens, channels in (text.split("x") for text in shapes or ())]
+        levels = [(int(tokens), int(channels)) for tokens, channels in (text.split("x") for text in shapes or ())]
     except ValueError:
         parser.error("--shape: expected tokens x head channels, as in 7168x40")
+    return list(dict.fromkeys(levels))
 
 
 def _parser(description: str | None) -> argparse.ArgumentParser:

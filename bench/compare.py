@@ -175,7 +175,10 @@ def _row(row: dict[str, Any]) -> Row:
         slack = 1 + 1e-9  # percentiles are rounded, each in its own way
         if not (0 < figure.low <= figure.middle * slack <= figure.high * slack**2 < float("inf")):
             raise ValueError(f"times of {row['backend']} are {figure}, not 0 < p20 <= median <= p80")
-    return Row(row["status"] == "FAIL", str(row.get("note", "")), figure, list(row.get("samples_ms") or ()))
+    samples: list[float] = list(row.get("samples_ms") or ())
+    if wrong := [ms for ms in samples if not (isinstance(ms, int | float) and 0 < ms < float("inf"))]:
+        raise ValueError(f"a round of {row['backend']} took {wrong[0]!r} ms")
+    return Row(row["status"] == "FAIL", str(row.get("note", "")), figure, samples)
 
 
 def _ratio(row: Row, unit: Row, time: Figure, unit_time: Figure) -> Figure:

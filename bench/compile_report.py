@@ -2,7 +2,7 @@
 
 uv run bench/compile_report.py                print the figures beside the recorded registers; exit code 1 on a fault
 uv run bench/compile_report.py --update       record the figures in tests/kernels/golden/compile.json, unless at fault
-uv run bench/compile_report.py --only sm_90   those whose name contains it
+uv run bench/compile_report.py --only sm_90   those whose name contains it; there must be one
 
 It says nothing about speed: nothing here is timed.
 """
@@ -48,16 +48,18 @@ def summary() -> int:
     return show(cases, {case.name: compile_case(case) for case in cases}, recorded)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--update", action="store_true", help="record the figures")
     parser.add_argument("--only", default="", metavar="TEXT", help="kernels whose name contains it")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.update and options.only:
         parser.error("--update records the whole table: leave --only out")
 
-    recorded = read_golden(GOLDEN) if GOLDEN.exists() else {}
     cases = [case for case in table_cases() if options.only in case.name]
+    if not cases:
+        parser.error(f"--only: no kernel's name contains {options.only}")
+    recorded = read_golden(GOLDEN) if GOLDEN.exists() else {}
     figures = dict(zip((case.name for case in cases), compile_cases(cases), strict=True))
     failed = show(cases, figures, figures if options.update else recorded)
     stale = sorted(set(recorded) - set(figures)) if not (options.only or options.update) else []

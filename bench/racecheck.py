@@ -8,6 +8,7 @@ barrier.
 
 python bench/racecheck.py run SCRIPT ...       runs it, and says so if it came to its end without an error
 python bench/racecheck.py judge LOG EXIT_CODE  prints the hazards as JSON; exit code 1 if one is of the kernel's own
+                                               (EXIT_CODE null: nothing was checked, and "passed" is null, too)
 """
 
 import json
@@ -27,8 +28,8 @@ PROGRAMS = 3  # of a persistent kernel: with the GPU's own number, none would ta
 @dataclass(frozen=True)
 class Hazard:
     kernel: str
-    accesses: list[str]  # "Read gluon_kernel.py:173", the two or more between which it was reported
-    of_dispatch: bool  # whether Triton's way to hand out work to warps is what reads
+    accesses: list[str]  # "Read gluon_kernel.py:173": the first, and the one or more that race with it
+    of_dispatch: bool  # whether each of these races is with Triton's reading of what its warps are to do next
 
 
 def hazards(log: str) -> list[Hazard]:
@@ -44,10 +45,16 @@ def hazards(log: str) -> list[Hazard]:
         Hazard(
             kernel=accesses[0][1],
             accesses=[f"{kind} {file}:{number}" for kind, _, file, number in accesses],
-            of_dispatch=any(kind == "Read" and _is_head(*where) for kind, *where in accesses),
+            of_dispatch=_of_dispatch(*accesses),
         )
         for accesses in found
     ]
+
+
+def _of_dispatch(first: tuple[str, ...], *others: tuple[str, ...]) -> bool:
+    """Whether the first access, or every one that races with it, reads at the head of the kernel."""
+    reads = [kind == "Read" and _is_head(*where) for kind, *where in (first, *others)]
+    return reads[0] or (first[0] == "Write" and bool(others) and all(reads[1:]))
 
 
 def _is_head(kernel: str, file: str, line: str) -> bool:
@@ -60,15 +67,16 @@ def _is_head(kernel: str, file: str, line: str) -> bool:
 
 
 def judge(path: Path, exit_code: int | None) -> int:
-    """exit_code: of compute-sanitizer, None where it was not there."""
+    """exit_code: of compute-sanitizer, None where it was not there: then nothing has failed, and nothing passed."""
     log = path.read_text(errors="replace")
     found = hazards(log)
     # Its exit code tells hazards, and then not whether what it ran failed.
     ran = exit_code is None or (DONE in log and "RACECHECK SUMMARY" in log and (exit_code == 0 or bool(found)))
-    passed = ran and all(hazard.of_dispatch for hazard in found)
+    failed = not (ran and all(hazard.of_dispatch for hazard in found))
+    passed = None if exit_code is None and not failed else not failed
     record = {"exit_code": exit_code, "passed": passed, "hazards": [asdict(hazard) for hazard in found]}
     json.dump(record | {"log": log.splitlines()[-LINES_KEPT:]}, sys.stdout, indent=1)
-    return 0 if passed else 1
+    return 1 if failed else 0
 
 
 def run(script: str, arguments: list[str]) -> int:

@@ -64,6 +64,15 @@ class Probes:
         return Roofline(rates["probe matmul"], rates["probe copy"], rates.get("probe exp"))
 
 
+def draws(path: Path) -> bool:
+    """Whether a picture can have that name, as far as matplotlib is here to tell."""
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError:
+        return True
+    return path.suffix.removeprefix(".").lower() in ("", *FigureCanvasBase.get_supported_filetypes())
+
+
 def plot(path: Path, roofline: Roofline, rows: list[dict]) -> None:
     """Draws the timed rows under the roof: operations a byte against operations a second, one colour a contender.
 

@@ -87,21 +87,25 @@ def test_truth_on_slices_is_the_whole_truth(load, monkeypatch, heads_and_rows):
         assert len(verdict.errors) == (1 if gradient is None else 12)
 
 
+def right(*tensors):
+    return xdyna_kernels.reference_attention(*tensors, backend="sdpa")
+
+
 def wrong_scale(q, *rest):
     """Of heads padded from 40 to 64 channels."""
-    return xdyna_kernels.reference_attention(q * (40 / 64) ** 0.5, *rest, backend="eager")
+    return right(q * (40 / 64) ** 0.5, *rest)
 
 
 def missing_key(q, k, v, q_ref, k_ref, v_ref, *rest):
-    return xdyna_kernels.reference_attention(q, k, v, q_ref, k_ref[:, :-1], v_ref[:, :-1], *rest, backend="eager")
+    return right(q, k, v, q_ref, k_ref[:, :-1], v_ref[:, :-1], *rest)
 
 
 def nan(*tensors):
-    return xdyna_kernels.reference_attention(*tensors, backend="eager") * float("nan")
+    return right(*tensors) * float("nan")
 
 
 def half_gradient(*tensors):
-    out = xdyna_kernels.reference_attention(*tensors, backend="eager")
+    out = right(*tensors)
     return out / 2 + out.detach() / 2
 
 
@@ -129,6 +133,39 @@ def test_wrong_results_fail_and_are_not_timed(attn, monkeypatch, tmp_path, capsy
     assert all(row["ms"] is None for row in failed)
     assert {row["direction"] for row in failed} >= {"forward+backward"}
     assert all(row["ms"] > 0 for row in rows if row["backend"] != "wrong")
+
+
+def two_percent(opponents: ModuleType):
+    """Scores a fiftieth too large."""
+
+    def attend(q, k, v):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=1.02 * q.shape[-1] ** -0.5)
+
+    return opponents.folded(attend)
+
+
+def bias_of_four_fifths(opponents: ModuleType):
+    return lambda *tensors: right(*tensors[:7], 0.8 * tensors[7], *tensors[8:])
+
+
+@pytest.mark.parametrize("make", [two_percent, bias_of_four_fifths])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_a_result_that_is_a_little_wrong_fails_forward(attn, monkeypatch, tmp_path, capsys, make, dtype):
+    plant(attn, monkeypatch, "wrong", make(attn.opponents))
+    path = tmp_path / "rows.json"
+    arguments = ["--device", "cpu", "--shape", "256x40", "--frames", "1", "--direction", "forward", "--parity-only"]
+    arguments += ["--only", "wrong,sdpa,released", "--dtype", dtype, "--no-compile-report", "--json", str(path)]
+    assert attn.main(arguments) == 1
+    assert [row["status"] for row in json.loads(path.read_text())["rows"]] == ["FAIL", "ok", "ok"]
+
+
+def test_eager_is_no_contender_in_half_precision(attn, tmp_path, capsys):
+    """Its scores are rounded, which the limits do not allow for."""
+    path = tmp_path / "rows.json"
+    for dtype, status in (("bf16", "not available"), ("fp16", "not available"), ("fp32", "ok")):
+        assert attn.main([*SMALL, "--parity-only", "--only", "eager,sdpa", "--dtype", dtype, "--json", str(path)]) == 0
+        rows = json.loads(path.read_text())["rows"]
+        assert {row["backend"]: row["status"] for row in rows} == {"eager": status, "sdpa": "ok"}
 
 
 def test_refusing_backends_are_not_available_with_the_reason(attn, monkeypatch, tmp_path, capsys):
@@ -194,12 +231,38 @@ def test_plot_without_matplotlib_says_so(attn, monkeypatch, tmp_path, capsys):
         (["--repeats", "-1"], "positive"),
         (["--frames", "-1"], "positive"),
         (["--json", "nowhere/rows.json"], "nowhere"),
+        (["--json", "."], "is a folder"),
+        (["--plot", "."], "is a folder"),
+        (["--seed", "99999999999999999999999"], "--seed"),
+        (["--seed", str(2**64)], "--seed"),
     ],
 )
 def test_flags_that_make_no_sense(attn, capsys, arguments, words):
     with pytest.raises(SystemExit, match="2"):
-        attn.main(arguments)
-    assert words in capsys.readouterr().err
+        attn.main([*SMALL, *arguments])
+    captured = capsys.readouterr()
+    assert words in captured.err.splitlines()[-1]
+    assert captured.out == "", "it has begun"
+
+
+def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_runs(attn, tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="it knows what it draws")
+    with pytest.raises(SystemExit, match="2"):
+        attn.main([*SMALL, "--plot", str(tmp_path / "x.foo")])
+    captured = capsys.readouterr()
+    assert "draws no .foo" in captured.err.splitlines()[-1]
+    assert captured.out == ""
+
+
+def test_a_shape_named_twice_is_run_once(attn):
+    _, plan = attn.parse("", ["--device", "cpu", *(f"--shape={shape}" for shape in ("20x8", "12x8", "020x8", "20x8"))])
+    assert [(shape.N, shape.D) for shape in plan.shapes] == [(20, 8), (12, 8)]
+
+
+@pytest.mark.parametrize("seed", [-(2**63), 2**64 - 1])
+def test_seeds_that_torch_takes_are_taken(attn, seed):
+    _, plan = attn.parse("", ["--device", "cpu", "--seed", str(seed)])
+    torch.Generator().manual_seed(plan.seed)
 
 
 def test_step_counts_layers_and_best_opponents(load):
@@ -251,8 +314,31 @@ def test_the_compile_report_of_the_bench_is_compiled_here(attn, monkeypatch, cap
     report = importlib.import_module("compile_report")
     assert len([case for case in report.table_cases() if re.search(report.SUMMARY, case.name)]) >= 4
     monkeypatch.setattr(report, "SUMMARY", "sm_90 half attend D=40 even")
-    attn.compiled()
+    assert attn.compiled() == 0
     assert re.search(r"sm_90 half attend D=40 even.* \d+ \(\d+\) +0 ", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("found", "code"), [([], 0), (["spills: 3"], 1)])
+def test_a_fault_of_the_compile_report_fails_the_bench(attn, monkeypatch, capsys, found, code):
+    pytest.importorskip("triton", reason="nothing can be compiled")
+    report, aot = importlib.import_module("compile_report"), importlib.import_module("xdyna_kernels.ahead_of_time")
+    figures = aot.Figures(registers=100, spills=0, stack=0, shared=1000, tensor_core=1)
+    monkeypatch.setattr(report, "SUMMARY", "sm_90 half attend D=40 even")
+    monkeypatch.setattr(report, "compile_case", lambda case: figures)
+    monkeypatch.setattr(report, "faults", lambda *case: found)
+    arguments = [argument for argument in SMALL if argument != "--no-compile-report"]
+    assert attn.main([*arguments, "--only", "sdpa", "--parity-only"]) == code
+    captured = capsys.readouterr()
+    assert ("FAIL spills" in captured.out) == ("FAIL: " in captured.err) == (code == 1)
+
+
+def test_a_compile_report_of_nothing_is_refused(load, capsys):
+    pytest.importorskip("triton", reason="nothing can be compiled")
+    with pytest.raises(SystemExit, match="2"):
+        load("compile_report").main(["--only", "nonsense"])
+    captured = capsys.readouterr()
+    assert "no kernel's name contains nonsense" in captured.err.splitlines()[-1]
+    assert captured.out == ""
 
 
 def test_groups_name_the_packages_backends(attn, capsys):

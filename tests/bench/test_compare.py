@@ -180,6 +180,18 @@ def test_impossible_times_are_refused(run, times):
     assert run(record(0), head)[0] == 2
 
 
+@pytest.mark.parametrize("ms", [0, 0.0, -1.0, float("nan"), float("inf"), "3", None, [1.0]])
+@pytest.mark.parametrize("arguments", [(), ("--ratio-to", "released")])
+def test_impossible_rounds_are_refused_in_one_line(run, ms, arguments):
+    for place in (1, 2):  # what is compared, and what it is a multiple of
+        head = record(0)
+        head["rows"][place]["samples_ms"][3] = ms
+        code, text = run(record(0), head, *arguments)
+        assert code == 2
+        assert "head.json: a round of" in text
+        assert len(text.splitlines()) == 1
+
+
 def test_what_cannot_be_compared_is_refused(run, compare, tmp_path, capsys):
     assert compare.main([str(tmp_path / "nowhere.json")] * 2) == 2
     assert "nowhere.json" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -67,6 +68,44 @@ def test_any_other_hazard_fails(access: str, dispatch: str, racecheck: ModuleTyp
     assert not racecheck.hazards(log)[0].of_dispatch
     assert judge(log, 3) == 1
     assert judge(dispatch + log, 3) == 1, "one of Triton's beside it excuses nothing"
+
+
+def test_each_race_of_a_group_is_to_be_with_the_dispatch(dispatch: str, racecheck: ModuleType, judge: Callable):
+    """The first access of a group races with each of the others, and these not with one another."""
+    kernel, file = (
+        "Write access at attend_kernel+0x8ac0 in gluon_kernel.py:173",
+        "attend_kernel+0x900 in gluon_kernel.py",
+    )
+    head = dispatch.split("between ")[1].splitlines()[0]
+
+    def of_dispatch(first: str, *others: str) -> bool:
+        lines = [f"Error: Race reported between {first}", *(f"    and {other} [5 hazards]" for other in others)]
+        log = "\n".join(f"========= {line}" for line in lines)
+        (hazard,) = racecheck.hazards(log)
+        code = judge(f"{log}\n{racecheck.DONE}\n========= RACECHECK SUMMARY: 1 hazard displayed\n", 3)
+        assert code == (0 if hazard.of_dispatch else 1)
+        return hazard.of_dispatch
+
+    own_read, own_write = f"Read access at {file}:140", f"Write access at {file}:140"
+    assert of_dispatch(head, kernel, own_write)
+    assert of_dispatch(kernel, head)
+    assert of_dispatch(kernel, head, head)
+    assert not of_dispatch(kernel, head, own_read)
+    assert not of_dispatch(kernel, own_read, head)
+    assert not of_dispatch(kernel, head, own_write)
+    assert not of_dispatch(own_read, kernel, head)
+    assert not of_dispatch(kernel)
+
+
+def test_what_was_not_checked_has_not_passed(dispatch: str, judge: Callable, capsys):
+    for log, code, passed in (
+        ("", None, None),
+        (dispatch, 3, True),
+        ("", 0, False),
+        (LOG.format(HEAD.format(1)), None, False),
+    ):
+        judge(log, code)
+        assert json.loads(capsys.readouterr().out)["passed"] is passed
 
 
 def test_what_did_not_run_to_its_end_does_not_pass(dispatch: str, racecheck: ModuleType, judge: Callable):

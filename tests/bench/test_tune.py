@@ -67,7 +67,7 @@ def tune(load, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     def contender(q, *rest):
         if entry.get() == CRASHES:
             raise RuntimeError("out of resource: shared memory, Required: 262144, Hardware limit: 232448")
-        return xdyna_kernels.reference_attention(q * (0.8 if entry.get() == WRONG else 1), *rest, backend="eager")
+        return xdyna_kernels.reference_attention(q * (0.8 if entry.get() == WRONG else 1), *rest, backend="sdpa")
 
     def interleaved(calls, device, repeats, seed):
         times = {}
@@ -301,7 +301,7 @@ def test_a_gluon_tile_is_tried_on_its_backend_and_written_to_its_table(load, tun
     def build(name):
         def contender(*tensors):
             used.append((name, tried[40]))
-            return xdyna_kernels.reference_attention(*tensors, backend="eager")
+            return xdyna_kernels.reference_attention(*tensors, backend="sdpa")
 
         return contender
 
@@ -363,7 +363,7 @@ def test_entries_of_the_backward_are_judged_by_gradients(load, tune, monkeypatch
 
     def build(name):
         def contender(*tensors):
-            out = xdyna_kernels.reference_attention(*tensors, backend="eager")
+            out = xdyna_kernels.reference_attention(*tensors, backend="sdpa")
             return out / 2 + out.detach() / 2 if entry.get() == WRONG else out
 
         return contender
