@@ -2,8 +2,17 @@
 
 import pytest
 import torch
-from diffusers import ControlNetModel
-from xdyna_model.checkpoints import controlnet_config, convert_controlnet, convert_image_projection, convert_unet
+from diffusers import AutoencoderKL, ControlNetModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+from xdyna_model.checkpoints import (
+    controlnet_config,
+    convert_controlnet,
+    convert_image_projection,
+    convert_unet,
+    image_projection_config,
+    unet_config,
+)
+from xdyna_model.component_fit import check_fit
 from xdyna_model.errors import InputError
 from xdyna_model.image_tokens import ImageProjection
 from xdyna_model.unet import XDynaUNet
@@ -39,6 +48,22 @@ def test_full_size_image_projection(full_size):
     module = meta(ImageProjection)
     module.load_state_dict(convert_image_projection(full_size["resampler"]), strict=True, assign=True)
     assert sum(p.numel() for p in module.parameters()) == 29_918_208
+
+
+def test_full_size_parts_fit_each_other(full_size):
+    """As `convert` makes them of the released files, with the encoders of SD 1.5 and of IP-Adapter."""
+    check_fit(
+        vae=meta(AutoencoderKL),
+        text_encoder=meta(CLIPTextModel, config=CLIPTextConfig(hidden_size=768, num_hidden_layers=1)),
+        unet=meta(XDynaUNet, **unet_config(full_size["unet"])),
+        controlnet=meta(ControlNetModel, **controlnet_config(full_size["controlnet_pose"])),
+        controlnet_face=meta(ControlNetModel, **controlnet_config(full_size["controlnet_face"])),
+        image_encoder=meta(
+            CLIPVisionModelWithProjection,
+            config=CLIPVisionConfig(hidden_size=1280, num_attention_heads=16, num_hidden_layers=1),
+        ),
+        image_projection=meta(ImageProjection, **image_projection_config(full_size["resampler"])),
+    )
 
 
 def test_every_tensor_arrives_unchanged(oracle):

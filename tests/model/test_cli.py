@@ -4,7 +4,7 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +33,12 @@ class Pipeline:
             callback_on_step_end(self, step, 0, {})
         if self.fault is not None:
             raise self.fault
-        noise = torch.rand(conditions.pose.shape, generator=generator).numpy()
-        return ((conditions.pose[None] / 255 + noise) / 2,)
+        noise = torch.rand(conditions.pose.shape, generator=generator)
+        return ((torch.from_numpy(conditions.pose)[None] / 255 + noise) / 2,)
+
+    def iter_decoded(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+        """[1, F, H, W, 3] to [3, H, W] each."""
+        return iter(latents[0].permute(0, 3, 1, 2))
 
 
 class Detector:
@@ -135,6 +139,11 @@ def test_options_reach_the_pipeline(pipeline: Pipeline) -> None:
     assert read_frames("a.mp4").fps == 5
 
 
+def test_most_steps(pipeline: Pipeline) -> None:
+    assert run(*GIVEN, "--steps", "250") == 0
+    assert pipeline.options["steps"] == 250
+
+
 def test_seed_decides_the_bytes(pipeline: Pipeline) -> None:
     written = []
     for seed in ("7", "7", "8"):
@@ -210,6 +219,7 @@ def test_odd_photos(pipeline: Pipeline, save: Callable[[str], None]) -> None:
         ("--width 500", "--width 500: must be a multiple of 8 pixels; the nearest are 496 and 504"),
         ("--height 8", "--height 8: must be at least 64"),
         ("--face-local local.mp4", "--face-local and --face-global go together"),
+        ("--steps 251", "--steps 251: must be at most 250; more divide the model's 1000 timesteps"),
         ("--guidance nan", "--guidance nan: must be"),
         ("--guidance -1", "--guidance -1.0: must be"),
         ("--fps 0", "--fps 0.0: must lie between"),
@@ -393,6 +403,14 @@ def test_convert_of_files_that_are_not_there(capsys) -> None:
     before = sorted(Path().iterdir())
     assert "my/" in refused(capsys, convert("--out", "model"))
     assert sorted(Path().iterdir()) == before
+
+
+def test_convert_into_the_current_folder(monkeypatch, capsys) -> None:
+    Path("empty").mkdir()
+    monkeypatch.chdir("empty")
+    for out in (".", str(Path.cwd())):
+        assert f"error: {out}: is the current folder" in refused(capsys, convert("--out", out))
+    assert Path.cwd().is_dir()
 
 
 def test_convert_needs_every_file() -> None:

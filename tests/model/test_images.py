@@ -90,6 +90,12 @@ def cut_off(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:3000])
 
 
+def broken_avif(path: Path) -> None:
+    Image.fromarray(colours()).save(path, "AVIF")
+    head, tag, pixels = path.read_bytes().partition(b"mdat")
+    path.write_bytes(head + tag + bytes(len(pixels)))
+
+
 def broken_png(path: Path) -> None:
     Image.fromarray(colours()).save(path, "PNG")
     data = bytearray(path.read_bytes())
@@ -106,6 +112,7 @@ def broken_png(path: Path) -> None:
         (lambda path: path.write_text("no picture"), "is not a picture"),
         (cut_off, "is damaged or cut off"),
         (broken_png, "is damaged or cut off"),
+        (broken_avif, "is damaged or cut off"),
         (lambda path: Image.new("F", (100, 100)).save(path, "TIFF"), "is damaged"),
         (
             lambda path: Image.new("RGB", (40, 300)).save(path, "PNG"),

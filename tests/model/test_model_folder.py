@@ -3,15 +3,25 @@
 import json
 import pickle
 import shutil
+from unittest.mock import Mock
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL, ControlNetModel
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+from xdyna_model import tiny
 from xdyna_model.conditions import Conditions
 from xdyna_model.errors import InputError
+from xdyna_model.image_tokens import ImageProjection
 from xdyna_model.model_folder import convert, load_pipeline, read_released
+from xdyna_model.pixel_codec import PixelCodec
 from xdyna_model.tiny import tiny_pipeline
+from xdyna_model.unet import XDynaUNet
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
@@ -136,6 +146,158 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, capsys, content):
     assert "\n" not in str(caught.value)
 
 
+def test_bare_pickles_of_old_are_read(tmp_path):
+    tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.float16)}
+    torch.save({"state_dict": tensors}, tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
+    read = read_released(tmp_path / "old.ckpt")["state_dict"]
+    assert list(read) == ["a", "b"]
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+    (tmp_path / "old.ckpt").write_bytes((tmp_path / "old.ckpt").read_bytes()[:-10])
+    with pytest.raises(InputError, match=r"old\.ckpt: is not a checkpoint of tensors, or is damaged"):
+        read_released(tmp_path / "old.ckpt")
+
+
+# The hub
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The folder of the model owner/name in an empty cache, with the hub out of reach."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    commit, cache = "0123456789" * 4, tmp_path / "hub" / "models--owner--name"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text(commit)
+    return cache / "snapshots" / commit
+
+
+def test_hub_id(tiny_folder, hub):
+    shutil.copytree(tiny_folder, hub)
+    assert torch.equal(load_pipeline("owner/name").unet.conv_in.weight, tiny_pipeline().unet.conv_in.weight)
+
+
+def test_hub_id_brings_no_code(tiny_folder, monkeypatch, capsys):
+    """Of the files there none is asked for that could run."""
+    asked = []
+
+    def download(name, allow_patterns):
+        asked.append(name)
+        files = {str(path.relative_to(tiny_folder)) for path in tiny_folder.rglob("*") if path.is_file()}
+        others = {"image_projection/xdyna_model.image_tokens.py", "pipeline.py", "unet/diffusion_pytorch_model.bin"}
+        assert set(filter_repo_objects(files | others, allow_patterns=allow_patterns)) == files
+        return str(tiny_folder)
+
+    monkeypatch.setattr("xdyna_model.hub.snapshot_download", download)
+    load_pipeline("owner/name")
+    assert asked == ["owner/name"]
+
+
+def test_code_in_a_folder_does_not_run(folder, capsys):
+    """Where somebody has put it there by other means: as a component's and as the pipeline's own."""
+    for path in ("image_projection/xdyna_model.image_tokens.py", "scheduler/own.py", "own.py"):
+        (folder / path).write_text("print('code ran')\n")
+    load_pipeline(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    for change in ({"scheduler": ["own", "DDIMScheduler"]}, {"_class_name": ["own", "XDynaPipeline"]}):
+        (folder / "model_index.json").write_text(json.dumps(index | change))
+        with pytest.raises(InputError) as caught:
+            load_pipeline(folder)
+        assert "\n" not in str(caught.value)
+    assert "code ran" not in capsys.readouterr().out
+
+
+def no_such_model(*_, **__):
+    raise RepositoryNotFoundError("401 Client Error.\nRepository Not Found", response=Mock(headers={}))
+
+
+def no_network(*_, **__):
+    raise LocalEntryNotFoundError("Got: ConnectError: no route to host\nPlease check your internet connection")
+
+
+def broken_off(*_, **__):
+    raise HTTPError("connection reset")  # of the client below the hub's, and no OSError
+
+
+@pytest.mark.parametrize(
+    ("download", "says"),
+    [
+        (None, "HF_HUB_OFFLINE keeps the hub from being asked, and no whole copy is here"),
+        (no_such_model, "the hub has no such model, or not for you; check the name, or log in"),
+        (no_network, r"the hub does not give it \(Got: ConnectError: no route to host\); check the network"),
+        (broken_off, r"the hub does not give it \(connection reset\); check the network"),
+    ],
+)
+def test_hub_id_that_does_not_come(hub, monkeypatch, download, says):
+    if download is not None:
+        monkeypatch.setattr("xdyna_model.hub.snapshot_download", download)
+    with pytest.raises(InputError, match=f"^owner/name: no such folder, .*{says}") as caught:
+        load_pipeline("owner/name")
+    assert "\n" not in str(caught.value)
+
+
+# Components that do not fit each other
+
+
+def wide_image_encoder():
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(**tiny.vision_config().to_dict() | {"hidden_size": 64}))
+
+
+def wide_text_encoder():
+    return CLIPTextModel(CLIPTextConfig(**tiny.text_config().to_dict() | {"hidden_size": 64}))
+
+
+def control(condition=3, **other):
+    return ControlNetModel(conditioning_channels=condition, **tiny.CONDITION_EMBEDDING, **tiny.BACKBONE | other)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "says"),
+    [
+        ("image_encoder", wide_image_encoder, "image_encoder makes 64 channels, image_projection takes 32"),
+        ("text_encoder", wide_text_encoder, "text_encoder makes 64 channels, unet takes 32"),
+        (
+            "image_projection",
+            lambda: ImageProjection(embed_dims=32, output_dims=48, hidden_dims=48, depth=1, dim_head=4),
+            "image_projection makes 48 channels, unet takes 32",
+        ),
+        ("controlnet", lambda: control(cross_attention_dim=48), "text_encoder makes 32 channels, controlnet takes 48"),
+        (
+            "controlnet_face",
+            lambda: control(6, cross_attention_dim=48),
+            "text_encoder makes 32 channels, controlnet_face takes 48",
+        ),
+        ("controlnet", lambda: control(in_channels=8), "vae makes 4 channels, controlnet takes 8"),
+        ("controlnet_face", lambda: control(6, in_channels=8), "vae makes 4 channels, controlnet_face takes 8"),
+        ("vae", lambda: AutoencoderKL(**tiny.VAE, latent_channels=8), "vae makes 8 channels, unet takes 4"),
+        ("vae", lambda: PixelCodec(2), "vae makes 12 channels, unet takes 4"),
+    ],
+)
+def test_components_that_do_not_fit(folder, name, make, says):
+    shutil.rmtree(folder / name)
+    component = make()
+    component.save_pretrained(folder / name)
+    if isinstance(component, PixelCodec):
+        index = json.loads((folder / "model_index.json").read_text())
+        index["vae"] = ["xdyna_model.pixel_codec", "PixelCodec"]
+        (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=f"^{folder}: {says}; take both from one model$"):
+        load_pipeline(folder)
+
+
+def test_channels_given_for_each_level(folder):
+    for last in (32, 48):
+        shutil.rmtree(folder / "unet")
+        denoiser = XDynaUNet(**tiny.BACKBONE | {"cross_attention_dim": (32, 32, 32, last)})
+        denoiser.save_pretrained(folder / "unet")
+        if last == 32:
+            load_pipeline(folder)
+    with pytest.raises(InputError, match=r"text_encoder makes 32 channels, unet takes \[32, 32, 32, 48\]"):
+        load_pipeline(folder)
+
+
+# Released files
+
+
 def resampler():
     """An image projection by released names: 12 heads of 4, the tiny model's widths."""
     shapes = {
@@ -192,6 +354,13 @@ def test_convert_refuses_swapped_controlnets(tiny_folder, released, tmp_path):
         convert(sd15=tiny_folder, image_encoder=tiny_folder / "image_encoder", out=tmp_path / "out", **released)
     assert not (tmp_path / "out").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_convert_refuses_what_does_not_fit(tiny_folder, released, tmp_path):
+    wide_image_encoder().save_pretrained(tmp_path / "vision")
+    with pytest.raises(InputError, match="image_encoder makes 64 channels, image_projection takes 32"):
+        convert(sd15=tiny_folder, image_encoder=tmp_path / "vision", out=tmp_path / "out", **released)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

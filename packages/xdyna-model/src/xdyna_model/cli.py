@@ -51,7 +51,7 @@ def animate(
         int | None, typer.Option(min=1, help="Frames to make. Default: as many as the video has.")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, max=999, help="Denoising steps. Default: the model's, 25 for the released.")
+        int | None, typer.Option(min=1, help="Denoising steps, 250 at most. Default: the model's, 25 for the released.")
     ] = None,
     guidance: Annotated[
         float | None,

@@ -14,6 +14,7 @@ EXAMPLE = _PACKAGE / "example"
 NANO = _PACKAGE / "nano_model"  # made by `xdyna-train fit --preset nano`
 EXAMPLE_FRAMES = 16  # one window
 MULTIPLE = 8  # pixels to a latent
+MAX_STEPS = 250
 VIDEOS = ("driving", "pose", "face_local", "face_global")
 
 
@@ -87,6 +88,11 @@ def check_job(job: Job) -> None:
         check_output(path)
         if path.exists() and any(path.samefile(taken) for taken in inputs):
             raise InputError(f"{path}: is an input and would be overwritten; choose another --out")
+    if job.steps is not None and job.steps > MAX_STEPS:
+        raise InputError(
+            f"--steps {job.steps}: must be at most {MAX_STEPS}; more divide the model's 1000 timesteps so badly that "
+            "denoising can start from a reference that is only half noise"
+        )
     if job.guidance is not None and not 0 <= job.guidance < math.inf:
         raise InputError(
             f"--guidance {job.guidance}: must be a number of at least 0, such as 7.5; 1 and below turn it off"

@@ -4,6 +4,8 @@ import inspect
 import json
 import pickle
 import re
+import warnings
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,9 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from xdyna_model import checkpoints
+from xdyna_model.component_fit import check_fit
 from xdyna_model.errors import InputError
+from xdyna_model.hub import download
 from xdyna_model.image_tokens import ImageProjection
 from xdyna_model.outputs import staged_folder
 from xdyna_model.pipeline import XDynaPipeline
@@ -47,8 +51,8 @@ def load_pipeline(source: str | Path, dtype: torch.dtype = torch.float32) -> XDy
     """Loads a pipeline folder, or one from a hub by its id ("owner/name"), and trusts nothing in it.
 
     Raises:
-        InputError: no such folder or model, a component is missing or damaged, or a tensor is missing,
-            unexpected, of the wrong shape or not finite; the message names it.
+        InputError: no such folder or model, a component is missing or damaged, a tensor is missing, unexpected,
+            of the wrong shape or not finite, or two components do not fit each other; the message names it.
     """
     folder = _local_folder(source)
     index = _read_index(folder)
@@ -57,6 +61,8 @@ def load_pipeline(source: str | Path, dtype: torch.dtype = torch.float32) -> XDy
         raise InputError(f"{folder}: not an X-Dyna pipeline, model_index.json lacks {', '.join(absent)}")
     modules = {name: load_component(_kind(name, index), folder / name, dtype) for name in _WEIGHTS}
     modules["tokenizer"] = load_tokenizer(folder / "tokenizer")
+    with naming(folder):
+        check_fit(**{name: module for name, module in modules.items() if name in _WEIGHTS})
     try:
         return XDynaPipeline.from_pretrained(folder, **modules)
     except (OSError, ValueError) as error:
@@ -79,10 +85,11 @@ def convert(
         unet, pose, face: the three released `.ckpt` files.
         image_encoder: CLIP ViT-H of IP-Adapter as a transformers folder.
         ip_adapter: IP-Adapter Plus for SD 1.5; only its image projection is used.
-        out: the folder to make; must not exist.
+        out: the folder to make; must not exist, or be empty.
 
     Raises:
-        InputError: a file cannot be used; the message names it and the tensor.
+        InputError: a file cannot be used, or two do not fit each other; the message names it and the tensor, or
+            both components.
     """
     sd15, image_encoder = Path(sd15), Path(image_encoder)
     with staged_folder(out) as draft:
@@ -100,11 +107,13 @@ def convert(
             image_projection=convert_image_projection(Path(ip_adapter)),
             scheduler=released_scheduler(),
         )
+        check_fit(**{name: pipeline.components[name] for name in _WEIGHTS})
         pipeline.save_pretrained(draft)
 
 
 def read_released(path: Path) -> dict[str, Any]:
     """A checkpoint file of tensors: safetensors, or a pickle that is read with `weights_only=True` and nothing else.
+    The pickle may be bare, as torch wrote it before 1.6.
 
     Raises InputError: missing, damaged, or a pickle with anything but plain containers and tensors in it.
     """
@@ -113,8 +122,9 @@ def read_released(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    # An old or cut-off file shows as any of these, depending on where the damage lies.
+        with warnings.catch_warnings(action="ignore"):  # what comes of torch's doubts is an exception or nothing
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    # A foreign or cut-off file shows as any of these, depending on where the damage lies.
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(f"{path}: is not a checkpoint of tensors, or is damaged; download it again") from error
     if not isinstance(state, dict):
@@ -231,10 +241,7 @@ def _local_folder(source: str | Path) -> Path:
         return folder / "model" if run else folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise InputError(f"{source}: no such folder; give a pipeline folder or a hub id like owner/name")
-    try:
-        return Path(XDynaPipeline.download(str(source)))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{source}: no such folder, and the hub does not give it; check name and network") from error
+    return download(str(source))
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

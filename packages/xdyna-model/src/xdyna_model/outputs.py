@@ -64,9 +64,13 @@ def staged(*paths: str | Path) -> Iterator[list[Path]]:
 def staged_folder(path: str | Path) -> Iterator[Path]:
     """Give a temporary folder beside `path` that takes its name when the block ends, and is removed otherwise.
 
-    Raises InputError: `path` is there already, cannot be made, or the disk is full.
+    Raises InputError: `path` is there already and not an empty folder, is the current folder, cannot be made, or the
+    disk is full.
     """
     path = Path(path)
+    # Under a new folder of that name, whoever is in the old one would be left in none.
+    if path.exists() and path.samefile("."):
+        raise InputError(f"{path}: is the current folder, which cannot be replaced; give the name of a new folder")
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path}: is there already; remove it, or give the name of a new folder")
     if not path.parent.is_dir():

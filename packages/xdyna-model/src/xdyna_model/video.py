@@ -1,6 +1,7 @@
 """Frames in, frames out: videos as arrays."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -10,6 +11,7 @@ from typing import Literal
 import av
 import numpy as np
 from av.container import InputContainer
+from av.stream import Disposition
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from av.video.stream import VideoStream
 
@@ -19,6 +21,8 @@ from xdyna_model.outputs import staged
 
 # What FFmpeg opens as a video although it is none: text drawn as a terminal would, and single pictures.
 NO_VIDEO = ("tty", "image2", "_pipe")
+# Frames per second that a file is believed: beyond these its times are a slip.
+SLOWEST, FASTEST = 0.01, 240.0
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,9 @@ def check_length(path: str | Path, num_frames: int) -> None:
 
     Counts packets and decodes nothing, so damage is left for `iter_frames` to find. Raises InputError.
     """
-    with _open(Path(path)) as container:
+    with _open(Path(path)) as (container, stream):
         try:
-            count = sum(packet.size > 0 for packet in container.demux(video=0))
+            count = sum(1 for _ in _pictures(container, stream))
         except av.FFmpegError:
             return
     if count < num_frames:
@@ -67,13 +71,16 @@ def check_length(path: str | Path, num_frames: int) -> None:
 
 
 def frame_rate(path: str | Path) -> float:
-    """Frames per second of a video, the mean where it varies. Raises InputError as `iter_frames` does."""
-    with _open(Path(path)) as container:
-        stream = container.streams.video[0]
-        rate = stream.average_rate or stream.guessed_rate
-        if not rate:
-            raise InputError(f"{path}: does not say how fast it plays; re-encode it, for instance as MP4")
-        return float(rate)
+    """Frames per second of a video, the mean where it varies; at least `SLOWEST` and at most `FASTEST`.
+
+    Reads the file and decodes nothing. Raises InputError: what `iter_frames` finds wrong before the first frame, or
+    a file that does not say how fast it plays.
+    """
+    with _open(Path(path)) as (container, stream):
+        rate = _mean_rate(container, stream)
+    if not rate:
+        raise InputError(f"{path}: does not say how fast it plays; re-encode it, for instance as MP4")
+    return min(max(float(rate), SLOWEST), FASTEST)
 
 
 def crop_and_resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -139,7 +146,9 @@ def _configure(stream: VideoStream, crf: float, pix_fmt: str) -> None:
     context.color_range = ColorRange.MPEG
 
 
-def _open(path: Path) -> InputContainer:
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """A file and the video in it: the first that is not the cover of a song or a film."""
     check_file(path, "video")
     none = (
         f"{path}: holds no video that can be read (cut off? a picture? only sound?); give a complete one, such as MP4"
@@ -149,17 +158,45 @@ def _open(path: Path) -> InputContainer:
         container = av.open(f"file:{path}", options={"protocol_whitelist": "file"})
     except av.FFmpegError as error:
         raise InputError(none) from error
-    if not container.streams.video or container.format.name.endswith(NO_VIDEO):
-        container.close()
-        raise InputError(none)
-    return container
+    with container:
+        videos = (video for video in container.streams.video if not video.disposition & Disposition.attached_pic)
+        stream = next(videos, None)
+        if stream is None or container.format.name.endswith(NO_VIDEO):
+            raise InputError(none)
+        yield container, stream
+
+
+def _pictures(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
+    """The packets that show a frame, in decoding order. Raises FFmpegError at damage."""
+    for packet in container.demux(stream):
+        # VP8 has frames that others are predicted from and nobody sees (RFC 6386, Section 9.1).
+        hidden = stream.codec_context.name == "vp8" and packet.size > 0 and not bytes(packet)[0] & 0x10
+        if packet.size > 0 and not hidden:
+            yield packet
+
+
+def _mean_rate(container: InputContainer, stream: VideoStream) -> Fraction | None:
+    """The mean of the frames that are there. What a file declares can be far from it (a webcam's recording gives its
+    clock, 1000), and is taken where it agrees to half a frame, or where there are no times to take a mean of."""
+    declared = stream.average_rate or stream.guessed_rate
+    times: list[int] = []
+    with suppress(av.FFmpegError):  # damage is for `iter_frames` to find
+        for packet in _pictures(container, stream):
+            if packet.pts is None:
+                return declared
+            times.append(packet.pts)
+    if len(set(times)) < 2:
+        return declared
+    assert stream.time_base is not None
+    seconds = (max(times) - min(times)) * stream.time_base
+    steps = len(times) - 1
+    return declared if declared and abs(declared * seconds - steps) <= Fraction(1, 2) else steps / seconds
 
 
 def _decode(path: Path) -> Iterator[np.ndarray]:
     count = 0
     end = 0.0
-    with _open(path) as container:
-        stream = container.streams.video[0]
+    with _open(path) as (container, stream):
         try:
             for frame in container.decode(stream):
                 yield _upright(frame, stream)
