@@ -194,3 +194,8 @@ def test_what_does_not_fit_is_named(files: StartFiles, tmp_path: Path) -> None:
         start(ip_adapter=tmp_path / "ip.bin")
     with pytest.raises(InputError, match="no model there"):
         start(sd15=tmp_path)
+    config = tiny.vision_config()
+    config.hidden_size *= 2
+    CLIPVisionModelWithProjection(config).save_pretrained(tmp_path / "vision")
+    with pytest.raises(InputError, match=rf"image_encoder makes {2 * WIDTH} channels, image_projection takes {WIDTH}"):
+        start(image_encoder=tmp_path / "vision")

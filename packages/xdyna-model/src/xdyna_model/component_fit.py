@@ -17,8 +17,10 @@ def check_fit(
     controlnet_face: ControlNetModel,
     image_encoder: CLIPVisionModelWithProjection,
     image_projection: ImageProjection,
+    **others: object,
 ) -> None:
-    """Raises InputError where one component makes other channels than the next takes, before the denoising does."""
+    """Raises InputError where one component makes other channels than the next takes, before the denoising does.
+    Takes the components of a pipeline; the `others` fit any."""
     tokens = text_encoder.config.hidden_size
     is_pixels = isinstance(vae, PixelCodec)
     latents = 3 * vae.config["patch_size"] ** 2 if is_pixels else vae.config["latent_channels"]

@@ -62,7 +62,7 @@ def load_pipeline(source: str | Path, dtype: torch.dtype = torch.float32) -> XDy
     modules = {name: load_component(_kind(name, index), folder / name, dtype) for name in _WEIGHTS}
     modules["tokenizer"] = load_tokenizer(folder / "tokenizer")
     with naming(folder):
-        check_fit(**{name: module for name, module in modules.items() if name in _WEIGHTS})
+        check_fit(**modules)
     try:
         return XDynaPipeline.from_pretrained(folder, **modules)
     except (OSError, ValueError) as error:
@@ -107,7 +107,7 @@ def convert(
             image_projection=convert_image_projection(Path(ip_adapter)),
             scheduler=released_scheduler(),
         )
-        check_fit(**{name: pipeline.components[name] for name in _WEIGHTS})
+        check_fit(**pipeline.components)
         pipeline.save_pretrained(draft)
 
 

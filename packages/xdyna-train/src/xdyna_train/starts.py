@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL, ControlNetModel, MotionAdapter, UNet2DCondi
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPVisionModelWithProjection
 from xdyna_model import checkpoints
+from xdyna_model.component_fit import check_fit
 from xdyna_model.errors import InputError
 from xdyna_model.model_folder import (
     convert_image_projection,
@@ -77,7 +78,7 @@ def _from_stable_diffusion(files: StartFiles) -> XDynaPipeline:
     backbone = load_component(UNet2DConditionModel, sd15 / "unet")
     vision = load_component(CLIPVisionModelWithProjection, image_encoder)
     side = vision.config.image_size
-    return XDynaPipeline(
+    pipeline = XDynaPipeline(
         vae=load_component(AutoencoderKL, sd15 / "vae"),
         text_encoder=load_component(CLIPTextModel, sd15 / "text_encoder"),
         tokenizer=load_tokenizer(sd15 / "tokenizer"),
@@ -89,6 +90,8 @@ def _from_stable_diffusion(files: StartFiles) -> XDynaPipeline:
         image_projection=convert_image_projection(ip_adapter),
         scheduler=released_scheduler(),
     )
+    check_fit(**pipeline.components)
+    return pipeline
 
 
 def denoiser(backbone: UNet2DConditionModel, motion: Path, ip_adapter: Path) -> XDynaUNet:
