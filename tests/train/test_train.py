@@ -152,7 +152,7 @@ def planted_at(monkeypatch: pytest.MonkeyPatch, at: Place, plant: Callable[[Batc
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_pipeline: Callable, waves: Any, steps: Callable[..., Config]
 ) -> None:
-    names = planted_at(monkeypatch, Place(0, 1, 2), lambda batch: batch.frames.fill_(torch.nan))
+    names = planted_at(monkeypatch, Place(0, 1, 2), lambda batch: batch.importance.fill_(torch.nan))
     with pytest.raises(
         TrainingStopped, match=r"^the loss of step 2 is not a number; its clips \(.*\) are saved"
     ) as stop:
@@ -160,7 +160,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_batch(
     (saved,) = torch.load(tmp_path / "stopped-at-2-process-0.pt")
     assert saved["names"][2:3] == names
     assert names[0] in str(stop.value)
-    assert saved["frames"].isnan().any(dim=(1, 2, 3, 4)).tolist() == [False, False, True, False]
+    assert saved["importance"].isnan().any(dim=(1, 2, 3, 4)).tolist() == [False, False, True, False]
     assert len(losses(tmp_path)) == 1
     found = load_latest(tmp_path / "checkpoints")
     assert found is not None

@@ -75,7 +75,7 @@ def test_a_loss_that_is_not_a_number_stops_both(
     def planted(self: FusionDataset, place: Place) -> Batch:
         batch = real(self, place)
         if place == Place(0, 1, 3):  # of the second process
-            batch.frames[:] = torch.nan
+            batch.importance[:] = torch.nan
         return batch
 
     monkeypatch.setattr(FusionDataset, "__getitem__", planted)
@@ -86,7 +86,7 @@ def test_a_loss_that_is_not_a_number_stops_both(
 
     assert run_two(stopped) == [0, 0]
     saved = [torch.load(tmp_path / "run" / f"stopped-at-2-process-{rank}.pt") for rank in range(2)]
-    assert [bool(torch.cat([b["frames"] for b in batches]).isnan().any()) for batches in saved] == [False, True]
+    assert [bool(torch.cat([b["importance"] for b in batches]).isnan().any()) for batches in saved] == [False, True]
 
 
 def test_clips_skipped_by_the_second_process_are_told(

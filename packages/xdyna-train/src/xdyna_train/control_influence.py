@@ -30,7 +30,8 @@ def control_influence(pipeline: XDynaPipeline, batch: Batch) -> Influence:
     with _features(pipeline) as features:
         pipeline.unet(clip, batch.timesteps, encoded.text, tokens)
     sizes = [_size(feature, len(clip)) for feature in features]
-    nets = {"pose": (pipeline.controlnet, batch.pose), "face": (pipeline.controlnet_face, batch.face)}
+    pose, face = batch.maps()
+    nets = {"pose": (pipeline.controlnet, pose), "face": (pipeline.controlnet_face, face)}
     found: Influence = {}
     for name, (net, maps) in nets.items():
         for shown, given in (("real", maps), ("blank", torch.zeros_like(maps))):

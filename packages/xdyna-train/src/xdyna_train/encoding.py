@@ -23,8 +23,8 @@ class Encoded:
     image_features: Tensor
 
 
-# Of whole clips, encoded together: hundreds of small ones, or one of full size.
-_PIXELS_AT_ONCE = 2**22
+# Encoded together: hundreds of small frames, or four of full size.
+_PIXELS_AT_ONCE = 2**21
 
 
 class Encoders:
@@ -46,9 +46,10 @@ class Encoders:
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Encoded:
         clips = torch.cat([batch.reference[:, None], batch.frames], dim=1)  # [B, 1+F, 3, H, W]
+        frames = clips.flatten(0, 1)
         encoded = [
-            self._vae.encode(rearrange(part, "b f c h w -> (b f) c h w").to(self._vae.dtype)).latent_dist
-            for part in clips.split(max(1, _PIXELS_AT_ONCE // clips[0, :, 0].numel()))
+            self._vae.encode((part.float() / 127.5 - 1).to(self._vae.dtype)).latent_dist
+            for part in frames.split(max(1, _PIXELS_AT_ONCE // frames[0, 0].numel()))
         ]
         mean, std = (
             torch.cat([getattr(part, name) for part in encoded]).unflatten(0, clips.shape[:2])

@@ -37,11 +37,11 @@ class Place(NamedTuple):
 
 @dataclass
 class Batch:
-    """B clips of F frames. Pixels in [-1, 1], maps in [0, 1], float32.
+    """B clips of F frames. Pictures stay uint8, as a clip of full size would otherwise be 388 MB.
 
     reference: [B, 3, H, W]. frames: [B, F, 3, H, W]. pose: [B, F, 3, H, W]. face: [B, F, 6, H, W], blank where
-    nobody is seen. clip_pixels: [B, 3, s, s], the reference as CLIP takes it, all zero where the condition is dropped.
-    importance: [B, 1, F, H, W], what a pixel counts in the loss. timesteps, noise_seeds: [B] int64.
+    nobody is seen. clip_pixels: [B, 3, s, s] float32, the reference as CLIP takes it, all zero where the condition is
+    dropped. importance: [B, 1, F, H, W] float16, what a pixel counts in the loss. timesteps, noise_seeds: [B] int64.
     human: [B] bool. names: of the clips. skipped: why clips could not be read, a line each.
     """
 
@@ -56,6 +56,10 @@ class Batch:
     human: Tensor
     names: list[str]
     skipped: list[str]
+
+    def maps(self) -> tuple[Tensor, Tensor]:
+        """What the ControlNets take: pose and face in [0, 1], float32."""
+        return self.pose.float() / 255, self.face.float() / 255
 
     def to(self, device: torch.device) -> "Batch":
         """The same on another device."""
@@ -83,7 +87,8 @@ class FusionDataset(Dataset):
     def __getitem__(self, place: Place) -> Batch:
         """A batch of one clip. Raises InputError where one clip after another cannot be read."""
         stage = self._config.stages[place.stage]
-        rng = np.random.default_rng((self._seed, *place))
+        # The 1 keeps it apart from the batch's plan: numpy takes what is missing of a seed for zeros, as clip 0 has.
+        rng = np.random.default_rng((self._seed, *place, 1))
         kind, timestep = plan(stage, place, self._seed, self._config.late_share)
         skipped: list[str] = []
         while True:
@@ -106,12 +111,12 @@ class FusionDataset(Dataset):
         if rng.random() < config.drop_condition:
             clip_pixels = torch.zeros_like(clip_pixels)
         return Batch(
-            reference=_pixels(example.reference[None])[0][None] * 2 - 1,
-            frames=_pixels(example.frames)[None] * 2 - 1,
-            pose=_pixels(pose)[None],
-            face=torch.cat([_pixels(local), _pixels(whole)], dim=1)[None],
+            reference=_channels_first(example.reference[None]),
+            frames=_channels_first(example.frames)[None],
+            pose=_channels_first(pose)[None],
+            face=_channels_first(np.concatenate([local, whole], axis=-1))[None],
             clip_pixels=clip_pixels[None],
-            importance=torch.from_numpy(importance.astype(np.float32))[None, None],
+            importance=torch.from_numpy(importance.astype(np.float16))[None, None],
             timesteps=torch.tensor([timestep]),
             noise_seeds=torch.tensor([int(rng.integers(2**62))]),
             human=torch.tensor([example.kind == "human"]),
@@ -150,6 +155,6 @@ def collate(clips: list[Batch]) -> Batch:
     return Batch(**joined)
 
 
-def _pixels(pictures: np.ndarray) -> Tensor:
-    """[N, H, W, 3] uint8 -> [N, 3, H, W] float32 in [0, 1]."""
-    return rearrange(torch.from_numpy(np.ascontiguousarray(pictures)), "n h w c -> n c h w").float() / 255
+def _channels_first(pictures: np.ndarray) -> Tensor:
+    """[N, H, W, C] -> [N, C, H, W]."""
+    return torch.from_numpy(rearrange(pictures, "n h w c -> n c h w").copy())

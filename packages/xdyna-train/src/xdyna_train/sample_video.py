@@ -23,9 +23,10 @@ class SampleVideo:
     def __init__(self, batch: Batch, out: Path, seed: int) -> None:
         """batch: one clip. seed: of the noise to start from."""
         self._out, self._seed = out, seed
-        self._reference = _bytes(batch.reference[:1] / 2 + 0.5)  # [1, H, W, 3]
-        self._truth, self._pose = _bytes(batch.frames[0] / 2 + 0.5), _bytes(batch.pose[0])
-        self._conditions = Conditions(self._pose, _bytes(batch.face[0, :, :3]), _bytes(batch.face[0, :, 3:]))
+        clip = (batch.reference[:1], batch.frames[0], batch.pose[0], batch.face[0, :, :3], batch.face[0, :, 3:])
+        # [1, H, W, 3], then [F, H, W, 3] each
+        self._reference, self._truth, self._pose, local, whole = map(_channels_last, clip)
+        self._conditions = Conditions(self._pose, local, whole)
 
     def __call__(self, pipeline: XDynaPipeline, step: int) -> None:
         """Raises InputError where the video cannot be written."""
@@ -34,7 +35,7 @@ class SampleVideo:
         clips = pipeline(
             self._reference[0], self._conditions, wrap=False, generator=generator, output_type="pt", return_dict=False
         )[0]
-        made = _bytes(torch.nan_to_num(clips[0]))
+        made = _channels_last((torch.nan_to_num(clips[0]) * 255).round().clamp(0, 255).to(torch.uint8))
         streams = {"reference": self._reference, "pose": self._pose, "result": made, "truth": self._truth}
         folder = self._out / "samples"
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,6 +44,6 @@ class SampleVideo:
             board.add_image("sample", np.asarray(contact_sheet(streams)), step, dataformats="HWC")
 
 
-def _bytes(pixels: Tensor) -> np.ndarray:
-    """[F, 3, H, W] in [0, 1] -> [F, H, W, 3] uint8."""
-    return (rearrange(pixels, "f c h w -> f h w c") * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+def _channels_last(pictures: Tensor) -> np.ndarray:
+    """[F, 3, H, W] uint8 -> [F, H, W, 3]."""
+    return rearrange(pictures, "f c h w -> f h w c").cpu().numpy()

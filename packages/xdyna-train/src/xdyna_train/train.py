@@ -292,7 +292,7 @@ class _Run:
         noisy = add_noise(scheduler, encoded.frames, encoded.noise, batch.timesteps)
         goal = target(scheduler, encoded.frames, encoded.noise, batch.timesteps)
         clip = torch.cat([encoded.reference, noisy], dim=2)
-        return (clip, batch.timesteps, encoded.text, encoded.image_features, batch.pose, batch.face), goal
+        return (clip, batch.timesteps, encoded.text, encoded.image_features, *batch.maps()), goal
 
     def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
         given, goal = self._prepare(batch)
