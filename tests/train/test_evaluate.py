@@ -215,6 +215,14 @@ def test_the_command_refuses_a_model_that_is_not_there(tmp_path: Path, capsys: p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("option", "number"), [("--steps", "251"), ("--guidance", "nan"), ("--guidance", "-1")])
+def test_the_command_refuses_numbers_out_of_range(option: str, number: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", option, number])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(f"xdyna-train: error: {option} {number}: give a number")
+
+
 def test_the_command_refuses_a_place_below_a_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit) as stop:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from xdyna_model.model_folder import load_pipeline
 from xdyna_model.pipeline import XDynaPipeline
 from xdyna_model.tiny import tiny_pipeline
 from xdyna_model.video import read_frames
-from xdyna_train import starts
+from xdyna_train import fit_command, starts, train
 from xdyna_train.cli import main
 from xdyna_train.config import PRESETS, Config, Stage
 from xdyna_train.fit_command import FitJob, _for_data, run
@@ -77,12 +79,47 @@ def test_a_run_leaves_a_model_that_can_be_trained_further(people: Path, tmp_path
     assert all(".processor." in name or ".motion_modules." in name for name in moved)
 
 
+@pytest.mark.usefixtures("small_preset")
+def test_a_run_can_differ_from_its_preset(people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Config] = []
+
+    def spy(pipeline: XDynaPipeline, source: ShardSource, config: Config, *rest: object) -> None:
+        given.append(config)
+        train.fit(pipeline, source, replace(config, stages=config.stages[:1]), *rest)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(fit_command, "fit", spy)
+    changes = {"batch": 2, "accumulate": 2, "snr_gamma": 5.0, "prediction": "v_prediction"}
+    run(FitJob("small", tmp_path / "run", (people,), **changes), print)
+    assert [stage.batch for stage in given[0].stages] == [2, 2]
+    assert (given[0].accumulate, given[0].snr_gamma) == (2, 5.0)
+    scheduler = load_pipeline(tmp_path / "run" / "model").scheduler
+    assert scheduler.config["prediction_type"] == "v_prediction"
+
+
+@pytest.mark.usefixtures("small_preset")
+def test_a_run_is_not_resumed_with_other_data(people: Path, tmp_path: Path) -> None:
+    write_puppets(PuppetSet(3, 1, 64, 64, 6, 0.0), tmp_path / "others")
+    run(FitJob("small", tmp_path / "run", (people,), steps=2), print)
+    for other in ((tmp_path / "others",), ()):
+        with pytest.raises(InputError, match="was trained with another data"):
+            run(FitJob("small", tmp_path / "run", other, steps=2, resume="auto"), print)
+    shutil.copytree(people, tmp_path / "moved")
+    run(FitJob("small", tmp_path / "run", (tmp_path / "moved",), steps=2, resume="auto"), print)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--preset", "huge"], "choose from paper, nano, nano-more, nano-finish, nano-gpu, nano-gpu-finish, smoke"),
         (["--steps", "0"], "--steps 0"),
         (["--seed", "-1"], "--seed -1"),
+        (["--seed", str(2**63)], "below 2**63"),
+        (["--batch", "0"], "--batch 0: give a number of at least 1"),
+        (["--accumulate", "0"], "--accumulate 0: give a number of at least 1"),
+        (["--accumulate", "3"], "a batch of 2 clips cannot be shared by 1 processes in 3 parts each"),
+        (["--snr-gamma", "nan"], "--snr-gamma nan: give a number above 0"),
+        (["--prediction", "noise"], "choose from epsilon, v_prediction, sample"),
+        (["--reenactor", "some.onnx"], "it goes with --data"),
         (["--workers", "-1"], "--workers -1"),
         (["--resume", "yes"], "the only way is auto"),
         (["--shard"], "one process has nobody to share the weights with"),

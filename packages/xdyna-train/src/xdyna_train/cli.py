@@ -146,6 +146,18 @@ def fit(
     shard: Annotated[
         bool, typer.Option("--shard", help="Under torchrun: share the weights out, too (FSDP); without sample videos.")
     ] = False,
+    batch: Annotated[
+        int | None, typer.Option(help="Clips of a step, over all processes, in each stage. Default: the preset's.")
+    ] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Parts that a step is computed in, where it does not fit the memory at once.")
+    ] = None,
+    prediction: Annotated[
+        str | None, typer.Option(help="epsilon, v_prediction or sample. Default: that of the model it starts from.")
+    ] = None,
+    snr_gamma: Annotated[
+        float | None, typer.Option(help="Min-SNR weighting of the timesteps, 5 in its paper. Default: the preset's.")
+    ] = None,
 ) -> None:
     """Train, stage by stage. Also under torchrun: `torchrun --nproc_per_node 2 -m xdyna_train fit ...`."""
     from xdyna_model.cli import quiet
@@ -156,7 +168,8 @@ def fit(
     from xdyna_train.train import TrainingStopped
 
     files = StartFiles(init, sd15, motion, image_encoder, ip_adapter)
-    job = FitJob(preset, out, tuple(data or ()), steps, seed, resume, files, reenactor, workers, shard)
+    changes = {"batch": batch, "accumulate": accumulate, "prediction": prediction, "snr_gamma": snr_gamma}
+    job = FitJob(preset, out, tuple(data or ()), steps, seed, resume, files, reenactor, workers, shard, **changes)
     try:
         run(job, typer.echo)
     except TrainingStopped as error:

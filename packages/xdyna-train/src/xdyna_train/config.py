@@ -8,6 +8,7 @@ from typing import Literal
 Part = Literal["backbone", "adapter", "motion", "controlnet", "controlnet_face", "image_projection"]
 EVERYTHING: tuple[Part, ...] = ("backbone", "adapter", "motion", "controlnet", "controlnet_face", "image_projection")
 Precision = Literal["no", "bf16", "fp16"]
+Prediction = Literal["epsilon", "v_prediction", "sample"]  # as diffusers' schedulers name them
 Start = Literal["sd15", "nano", "nano-gpu", "tiny"]  # see `starts.py`
 
 
@@ -38,6 +39,8 @@ class Config:
     learning_rate, betas, epsilon, weight_decay: of AdamW. warmup: steps of linear rise. cosine: whether the rate falls
         to 2 % along a half cosine over the run. clip_norm: of the gradients' global norm.
     accumulate: micro-batches a step. ema_decay: of the averaged weights, which are what is kept at the end.
+    prediction: what the denoiser learns to predict, None for what the scheduler it starts with says; the scheduler that
+        is saved says so, too.
     snr_gamma: Min-SNR weighting (Hang et al. 2023), None for none. late_share: share of timesteps drawn from the
         noisiest two fifths, 0.4 being uniform.
     temporal_weight: weight of the error's change from frame to frame. person_weight, face_weight: what a pixel of the
@@ -50,6 +53,7 @@ class Config:
     cuda_graphs: whether a GPU replays its steps from CUDA graphs; for small models. Ignored on a CPU, by several
         processes, and where gradients are accumulated or checkpointed.
     model: where training starts from; see `starts.py`.
+    data: digest of the data set, "" for puppets: a run is not resumed with another.
     note: what the preset reached, all on 2026-11-26: "nano", "nano-more" and "nano-finish" before scenes drifted at one
         speed, which makes other cases; none but "nano-gpu-finish" with the waves of `positional_unet` in the input.
     """
@@ -67,6 +71,7 @@ class Config:
     clip_norm: float = 1.0
     accumulate: int = 1
     ema_decay: float = 0.9999
+    prediction: Prediction | None = None
     snr_gamma: float | None = None
     late_share: float = 0.4
     temporal_weight: float = 0.0
@@ -82,6 +87,7 @@ class Config:
     checkpoint_every: int = 500
     sample_every: int = 1000
     keep_checkpoints: int = 2
+    data: str = ""
     note: str = ""
 
     @property

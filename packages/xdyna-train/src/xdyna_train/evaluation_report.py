@@ -1,6 +1,7 @@
 """What `xdyna-train evaluate` prints and writes."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from xdyna_model.devices import choose_device
 from xdyna_model.errors import InputError
-from xdyna_model.job import NANO
+from xdyna_model.job import MAX_STEPS, NANO
 from xdyna_model.outputs import staged_folder
 from xdyna_model.video import encode_video
 
@@ -38,9 +39,10 @@ def run(
 ) -> Evaluation:
     """Evaluates a model folder, or the nano model; says the table line by line, and writes it into the folder `out`.
 
-    Raises InputError for a bad model, a folder that is there already, or a device that is not.
+    Raises InputError for a bad model, settings out of range, a folder that is there already, or a device that is not.
     """
     start = time.monotonic()
+    _check(settings)
     if out is not None:
         _check_free(out)
     pipeline = _load(model, choose_device(device))
@@ -54,6 +56,14 @@ def run(
         say(f"Wrote {out}: evaluation.json, sheet.png, evaluation.mp4")
     say(f"{time.monotonic() - start:.0f} s.")
     return evaluation
+
+
+def _check(settings: dict[str, Any]) -> None:
+    steps, guidance = settings.get("num_inference_steps", 1), settings.get("guidance_scale", 1.0)
+    if not 1 <= steps <= MAX_STEPS:
+        raise InputError(f"--steps {steps}: give a number from 1 to {MAX_STEPS}")
+    if not 0 <= guidance < math.inf:
+        raise InputError(f"--guidance {guidance:g}: give a number of at least 0; 1 and below turn it off")
 
 
 def table(evaluation: Evaluation) -> Iterator[str]:

@@ -1,11 +1,13 @@
 """`xdyna-train fit`: a preset and a data set in, a trained pipeline folder out."""
 
+import hashlib
 import json
 import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 from xdyna_model.errors import InputError
@@ -13,7 +15,7 @@ from xdyna_model.outputs import check_output, staged
 from xdyna_model.pipeline import XDynaPipeline
 
 from xdyna_train.clips import ExampleSource
-from xdyna_train.config import PRESETS, Config
+from xdyna_train.config import PRESETS, Config, Prediction
 from xdyna_train.control_influence import Influence, control_influence
 from xdyna_train.encoding import Encoders
 from xdyna_train.fusion import Batch, FusionDataset, Place
@@ -22,6 +24,7 @@ from xdyna_train.puppet_source import PuppetSource
 from xdyna_train.reenactment_onnx import OnnxReenactor
 from xdyna_train.sample_video import SampleVideo
 from xdyna_train.shard_source import ShardSource
+from xdyna_train.shards import MANIFEST
 from xdyna_train.starts import StartFiles, starting_pipeline
 from xdyna_train.train import check, fit
 
@@ -46,6 +49,10 @@ class FitJob:
     reenactor: Path | None = None
     workers: int | None = None
     shard: bool = False
+    batch: int | None = None
+    accumulate: int | None = None
+    prediction: str | None = None
+    snr_gamma: float | None = None
 
 
 def run(job: FitJob, say: Say) -> None:
@@ -85,17 +92,23 @@ def check_job(job: FitJob) -> Config:
         raise InputError(f"--preset {job.preset}: is unknown; choose from {', '.join(PRESETS)}")
     if job.resume not in (None, "auto"):
         raise InputError(f"--resume {job.resume}: is unknown; the only way is auto, from the newest whole checkpoint")
-    if job.steps is not None and job.steps < 1:
-        raise InputError(f"--steps {job.steps}: give a number of at least 1")
-    if job.seed < 0:
-        raise InputError(f"--seed {job.seed}: give a number of at least 0")
-    if job.workers is not None and job.workers < 0:
-        raise InputError(f"--workers {job.workers}: give a number of at least 0")
-    config = PRESETS[job.preset]
-    if job.workers is not None:
-        config = replace(config, workers=job.workers)
-    if job.shard:
-        config = replace(config, shard=True)
+    for name, number, least in (
+        ("steps", job.steps, 1),
+        ("batch", job.batch, 1),
+        ("accumulate", job.accumulate, 1),
+        ("workers", job.workers, 0),
+    ):
+        if number is not None and number < least:
+            raise InputError(f"--{name} {number}: give a number of at least {least}")
+    if not 0 <= job.seed < 2**63:
+        raise InputError(f"--seed {job.seed}: give a number of at least 0, and below 2**63")
+    if job.snr_gamma is not None and not 0 < job.snr_gamma < math.inf:
+        raise InputError(f"--snr-gamma {job.snr_gamma:g}: give a number above 0, such as 5")
+    if job.prediction is not None and job.prediction not in get_args(Prediction):
+        raise InputError(f"--prediction {job.prediction}: is unknown; choose from {', '.join(get_args(Prediction))}")
+    if job.reenactor is not None and not job.data:
+        raise InputError("--reenactor: puppets are not reenacted, they are drawn; it goes with --data")
+    config = _changed(PRESETS[job.preset], job)
     if not job.data and config.model == "sd15":
         raise InputError(f"--preset {job.preset}: trains on videos; give the folder of `xdyna-train prepare` as --data")
     try:
@@ -106,6 +119,24 @@ def check_job(job: FitJob) -> Config:
     return config
 
 
+def _changed(config: Config, job: FitJob) -> Config:
+    """The preset with what a job says otherwise, but for its steps."""
+    numbers = {name: getattr(job, name) for name in ("workers", "accumulate", "prediction", "snr_gamma")}
+    config = replace(config, **{name: number for name, number in numbers.items() if number is not None})
+    if job.batch is not None:
+        config = replace(config, stages=tuple(replace(stage, batch=job.batch) for stage in config.stages))
+    return replace(config, shard=config.shard or job.shard)
+
+
+def _digest(job: FitJob) -> str:
+    """Of what a data set holds, and of the reenactor."""
+    digest = hashlib.sha256()
+    for path in [*(folder / MANIFEST for folder in job.data), *([job.reenactor] if job.reenactor else [])]:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
 def _source(job: FitJob, config: Config) -> tuple[ExampleSource, Config, list[str]]:
     """Where clips come from, the run with its number of steps, and what the user is to be told of them."""
     if not job.data:
@@ -113,7 +144,7 @@ def _source(job: FitJob, config: Config) -> tuple[ExampleSource, Config, list[st
     else:
         reenactor = None if job.reenactor is None else OnnxReenactor(job.reenactor)
         source = ShardSource(job.data, config.height, config.width, reenactor)
-        config, notes = _for_data(config, source)
+        config, notes = _for_data(replace(config, data=_digest(job)), source)
     if job.steps is not None:
         config = config.lasting(job.steps)
     return source, config, notes

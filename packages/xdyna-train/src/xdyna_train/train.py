@@ -132,6 +132,8 @@ class _Run:
             for net in (pipeline.unet, pipeline.controlnet, pipeline.controlnet_face):
                 net.enable_gradient_checkpointing()
         pipeline.register_to_config(shared_noise=config.shared_noise)
+        if config.prediction is not None:
+            pipeline.scheduler.register_to_config(prediction_type=config.prediction)
         self.encoders = Encoders(pipeline)
         self.nets = nn.ModuleList([self.trainee, pipeline.vae, pipeline.text_encoder, pipeline.image_encoder])
         self.data = FusionDataset(source, config, seed, self.encoders.preprocess)
