@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 from xdyna_model.detectors import Person
@@ -112,6 +114,21 @@ def test_a_face_that_is_none_gives_a_blank(plant: Plant, confidence: float) -> N
     broken = Person(person.body, person.hands, face)
     for arguments in ((*puppet(1), driving, broken), (driving, broken, *puppet(1))):
         assert not reenact(*arguments).any()
+
+
+def test_it_runs_on_the_cpu_beside_a_gpu(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forked workers call it, where CUDA fails."""
+    session, asked = onnxruntime.InferenceSession, []
+
+    def opened(path: str, providers: list[str]) -> Any:
+        asked.append(providers)
+        return session(path, providers=["CPUExecutionProvider"])
+
+    installed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: installed)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    assert OnnxReenactor(plant())(*puppet(1), *puppet(2)).any()
+    assert asked == [["CPUExecutionProvider"]]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +16,8 @@ from xdyna_model.images import fit
 from xdyna_train.clip_files import pack_clip
 from xdyna_train.clips import Clip, Example, ExampleSource, Kind
 from xdyna_train.puppets import sample_clip
-from xdyna_train.shard_source import ShardSource, best_look, moved, sharpness
+from xdyna_train.reenactment import LandmarkWarp
+from xdyna_train.shard_source import ShardSource, StoredClip, looks, moved, sharpness
 from xdyna_train.shards import write_manifest, write_packed, write_shards
 
 HEIGHT, WIDTH = 64, 48
@@ -47,6 +49,11 @@ def folder(clips: list[Clip], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def drawn(source: ExampleSource, kind: Kind, num_frames: int, seed: int) -> Example:
     return source.draw(kind, num_frames, np.random.default_rng(seed))
+
+
+def stored(source: ShardSource, name: str) -> StoredClip:
+    (found,) = (s for clips in source._stored.values() for s in clips if s.record.name == name)
+    return found
 
 
 def assert_same(first: Example, second: Example) -> None:
@@ -196,12 +203,16 @@ def test_of_a_clip_the_sharp_face_is_taken(tmp_path: Path) -> None:
     blurred[4:] = clip.frames[4:]
     write_shards([replace(clip, frames=blurred), puppet_clip("anna", 1, 4)], tmp_path)
     source = ShardSource(tmp_path, HEIGHT, WIDTH)
-    (ben,) = (stored for stored in source._stored["human"] if stored.record.name == "ben")
-    look = best_look(ben)
-    assert look is not None
-    errors = [np.abs(look[0].astype(int) - frame).mean() for frame in clip.frames]
-    assert int(np.argmin(errors)) >= 4
-    box = ben.face_boxes()[4]
+    ben = stored(source, "ben")
+    found = list(looks(ben))
+    assert len(found) == 6  # every frame is a ninth of six
+    order = [int(np.argmin([np.abs(p.astype(int) - frame).mean() for frame in clip.frames])) for p, _ in found]
+    assert order[0] >= 4
+    assert {index // 2 for index in order[:3]} == {0, 1, 2}  # thirds before ninths
+    boxes = ben.face_boxes()
+    scores = [sharpness(picture, boxes[index] or ()) for index, (picture, _) in zip(order, found, strict=True)]
+    assert scores == sorted(scores[:3], reverse=True) + sorted(scores[3:], reverse=True)
+    box = boxes[4]
     assert box is not None
     assert sharpness(clip.frames[4], box) > sharpness(cv2.GaussianBlur(clip.frames[4], (0, 0), 2), box)
 
@@ -212,7 +223,107 @@ def test_a_face_beyond_a_corner_is_no_look(tmp_path: Path) -> None:
     away = [person and replace(person, face=person.face + np.float32([1000, 1000, 0])) for person in clip.persons]
     write_shards([replace(clip, persons=tuple(away))], tmp_path)
     (ben,) = ShardSource(tmp_path, HEIGHT, WIDTH)._stored["human"]
-    assert best_look(ben) is None
+    assert not list(looks(ben))
+
+
+@pytest.mark.parametrize(
+    ("aside", "blurred", "shown"),
+    [({0}, set(range(1, 9)), True), ({0, 3, 6}, set(), True), (set(range(9)), set(), False)],
+    ids=["the sharpest", "the largest of each third", "all"],
+)
+def test_a_look_that_cannot_be_used_gives_way_to_the_next(
+    tmp_path: Path, aside: set[int], blurred: set[int], shown: bool
+) -> None:
+    ben = puppet_clip("ben", 2, 9)
+    frames = [cv2.GaussianBlur(f, (0, 0), 3) if i in blurred else f for i, f in enumerate(ben.frames)]
+    persons = [turned(person) if i in aside else person for i, person in enumerate(ben.persons)]
+    write_shards([puppet_clip("anna", 1, 12), replace(ben, frames=np.stack(frames), persons=tuple(persons))], tmp_path)
+    source = ShardSource(tmp_path, HEIGHT, WIDTH)
+    for seed in range(4):
+        example = drawn(source, "human", 10, seed)  # of anna: ben is too short
+        assert example.face_frames.any() == shown
+        assert_same(drawn(pickle.loads(pickle.dumps(source)), "human", 10, seed), example)
+    rng, other = np.random.default_rng(0), np.random.default_rng(0)
+    source.draw("human", 10, rng)
+    ShardSource(tmp_path, HEIGHT, WIDTH, Marker()).draw("human", 10, other)  # content with the first look
+    assert rng.random() == other.random()  # how many looks are tried changes nothing that is drawn later
+
+
+def turned(person: Person | None) -> Person:
+    """Looks far aside: the points that are not of the jaw are moved. This makes the face larger, too."""
+    assert person is not None
+    face = person.face.copy()
+    face[17:, 0] += 0.6 * np.ptp(face[:, 0])
+    return replace(person, face=face)
+
+
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many bytes each read of a shard gives, as they are read."""
+    found: list[int] = []
+    plain = Path.open
+
+    def spied(path: Path, *args: Any, **kwargs: Any) -> Any:
+        file: Any = plain(path, *args, **kwargs)
+        if path.suffix == ".tar":
+            read = file.read
+            file.read = lambda size: found.append(size) or read(size)
+        return file
+
+    monkeypatch.setattr(Path, "open", spied)
+    return found
+
+
+def test_of_a_clip_no_more_is_read_than_is_needed(folder: Path, sizes: list[int]) -> None:
+    source = ShardSource(folder, HEIGHT, WIDTH)
+    whole = {name: [span.size for span in stored(source, name).record.files.values()] for name in ("anna", "ben")}
+    facts = stored(source, "ben").record.files["json"].size
+    stored(source, "ben").face_boxes()
+    assert sizes == [facts]
+    sizes.clear()
+    drawn(source, "human", 10, 0)  # of anna, with ben's face
+    assert sizes == [*whole["anna"], facts, *whole["ben"]]
+    sizes.clear()
+    faces = looks(stored(source, "ben"))
+    for _ in range(3):
+        next(faces)
+    assert sizes == [facts, *whole["ben"]]
+    assert list(faces)
+    assert sizes == [facts, *whole["ben"] * 2]  # once more for all that were not among the first
+
+
+def test_no_look_is_read_for_a_face_beyond_the_picture(tmp_path: Path, sizes: list[int]) -> None:
+    anna = puppet_clip("anna", 1, 12)
+    away = tuple(p and replace(p, face=p.face + np.float32([1000, 1000, 0])) for p in anna.persons)
+    write_shards([replace(anna, persons=away), puppet_clip("ben", 2, 9)], tmp_path)
+    source = ShardSource(tmp_path, HEIGHT, WIDTH)
+    assert not drawn(source, "human", 10, 0).face_frames.any()
+    assert sizes == [span.size for span in stored(source, "anna").record.files.values()]
+
+
+def test_an_example_is_what_whole_clips_give(folder: Path) -> None:
+    """Everything of an example again, from clips that are read whole."""
+    source = ShardSource(folder, HEIGHT, WIDTH)
+    anna, ben = (s.reader.read(s.record, 0, s.record.num_frames) for s in (stored(source, n) for n in ("anna", "ben")))
+    boxes = stored(source, "ben").face_boxes()
+    areas = [0 if box is None else (box[2] - box[0]) * (box[3] - box[1]) for box in boxes]
+    thirds = [max(part, key=lambda i: areas[i]) for part in ([0, 1, 2], [3, 4], [5, 6])]
+    best = max(thirds, key=lambda i: sharpness(ben.frames[i], boxes[i] or ()))
+    person = ben.persons[best]
+    assert person is not None
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        rng.integers(1)  # anna: ben is too short
+        start, moment = int(rng.integers(24 - 9 * 2)), int(rng.integers(24))
+        example = drawn(source, "human", 10, seed)
+        frames = np.stack([fit(f, HEIGHT, WIDTH) for f in anna.frames[start : start + 19 : 2]])
+        assert np.array_equal(example.frames, frames)
+        assert np.array_equal(example.reference, fit(anna.frames[moment], HEIGHT, WIDTH))
+        driving = [moved(p, 112, 64, HEIGHT, WIDTH) for p in anna.persons[start : start + 19 : 2]]
+        warp = LandmarkWarp()
+        faces = [warp(ben.frames[best], person, f, p) for f, p in zip(frames, driving, strict=True) if p is not None]
+        assert np.array_equal(example.face_frames, np.stack(faces))
+        assert np.stack(faces).any()
 
 
 def test_a_damaged_clip_is_named(folder: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from xdyna_model.errors import InputError
 from xdyna_model.face_map import face_box
 from xdyna_train.clips import Clip
 from xdyna_train.puppets import sample_clip
-from xdyna_train.shards import MANIFEST, ShardReader, write_shards
+from xdyna_train.shards import MANIFEST, ShardReader, read_packed, write_shards
 
 
 def puppet_clip(name: str, seed: int, num_frames: int, height: int, width: int, people: bool = True) -> Clip:
@@ -96,6 +96,20 @@ def test_frames_that_there_are_not(folder: Path, start: int, count: int, stride:
         reader.read(reader.records[0], start, count, stride)
 
 
+def test_stretches_read_together_are_those_read_apart(folder: Path) -> None:
+    reader = ShardReader(folder)
+    record = reader.records[0]
+    found = reader.read_stretches(record, [range(5, 12, 3), range(40, 41), range(5, 6)])
+    assert [len(clip.frames) for clip in found] == [3, 1, 1]
+    for clip, (start, count, stride) in zip(found, [(5, 3, 3), (40, 1, 1), (5, 1, 1)], strict=True):
+        wanted = reader.read(record, start, count, stride)
+        assert np.array_equal(clip.frames, wanted.frames)
+        assert_same_clip(clip, wanted)
+    for wrong in (range(41, 42), range(-1, 1), range(4, 4), range(5, 2, -1)):
+        with pytest.raises(ValueError, match="41 frames"):
+            reader.read_stretches(record, [range(3), wrong])
+
+
 def test_plain_webdataset_reads_the_shards(folder: Path, clips: list[Clip]) -> None:
     urls = str(folder / "shard-{00000..00001}.tar")
     with warnings.catch_warnings():
@@ -157,6 +171,18 @@ def test_a_damaged_clip_is_named_and_spares_the_others(copy: Path, file: str) ->
         reader.read(hurt, 0, 1)
     assert "\n" not in str(error.value)
     assert_same_clip(reader.read(spared, 0, 9), ShardReader(copy).read(spared, 0, 9))
+
+
+def test_of_a_clip_only_the_named_files_are_read(copy: Path) -> None:
+    record = ShardReader(copy).records[0]
+    wanted = read_packed(copy, record).files["json"]
+    with (copy / record.shard).open("r+b") as shard:
+        shard.seek(record.files["mp4"].offset)
+        shard.write(bytes(record.files["mp4"].size))
+    assert read_packed(copy, record, ["json"]).files == {"json": wanted}
+    for names in (["json", "mp4"], ["mp4"]):
+        with pytest.raises(InputError, match="is damaged"):
+            read_packed(copy, record, names)
 
 
 def test_a_cut_off_or_lost_shard(copy: Path) -> None:

@@ -51,7 +51,7 @@ class Facts:
 
 @dataclass(frozen=True, eq=False)
 class PackedClip:
-    """A clip as the bytes of its files, by the names of `EXTENSIONS`."""
+    """A clip as the bytes of its files, or of some of them, by the names of `EXTENSIONS`."""
 
     facts: Facts
     files: Mapping[str, bytes]

@@ -22,16 +22,14 @@ class OnnxReenactor:
     """Runs one ONNX file. Inputs `source` (the identity) and `driving` (what its face shall do), each
     [1, 3, 256, 256] float32 RGB in [0, 1]; the only output is the source's face so moved, in the same form. The first
     size may be left open. Both faces are cropped to a square around the head; the result is put back at the place of
-    the driving crop, and all around it is zero.
+    the driving crop, and all around it is zero. It runs on the CPU.
     """
 
-    def __init__(self, path: str | Path, providers: list[str] | None = None) -> None:
-        """providers: of ONNX Runtime, in order of preference; None = CUDA where it is installed, else the CPU.
-
-        Raises InputError where onnxruntime is not installed, the file is missing, or it is no such model.
-        """
+    def __init__(self, path: str | Path) -> None:
+        """Raises InputError where onnxruntime is not installed, the file is missing, or it is no such model."""
         self._path = Path(path)
-        self._session = open_session(self._path, "reenactment", providers)
+        # Opened here, called in the forked workers of a DataLoader: CUDA does not survive a fork, and the GPU trains.
+        self._session = open_session(self._path, "reenactment", ["CPUExecutionProvider"])
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if sorted(node.name for node in inputs) != ["driving", "source"] or len(outputs) != 1:
             names = ", ".join(node.name for node in inputs)

@@ -1,7 +1,7 @@
 """Examples from clips on disk: shards as `xdyna-train prepare` and `puppets` write them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +13,13 @@ from xdyna_model.face_map import has_face
 from xdyna_model.images import crop_box, fit
 
 from xdyna_train.clips import Clip, Example, Kind
-from xdyna_train.reenactment import LandmarkWarp, Reenactor
+from xdyna_train.reenactment import LandmarkWarp, Reenactor, is_usable
 from xdyna_train.shards import ClipRecord, ShardReader, read_packed
 
 FPS = 8.0  # of the frames of an example, as near as a clip's own rate comes: what AnimateDiff's motion modules know
-_LOOKS = 3  # moments of another person's clip among which the face is chosen
+# Another person's clip is cut into so many parts, and the largest face of each is looked at; into the finer ones only
+# where none of the first looks can be used.
+_PARTS = (3, 9)
 _FACE_SIDE = 64  # pixels, at which sharpness is compared
 _IDENTITIES = 4  # other people that are tried, where a face cannot be used
 
@@ -34,13 +36,13 @@ class StoredClip:
         """Whom it shows: clips cut from one video show one person."""
         return self.reader.folder, str(self.record.facts.notes.get("video", self.record.name))
 
-    def frames(self, start: int, count: int, stride: int = 1) -> Clip:
-        """`count` frames from `start` on, every `stride`-th."""
-        return self.reader.read(self.record, start, count, stride)
+    def stretches(self, *stretches: range) -> list[Clip]:
+        """The frames of these indices, ascending; read at once, as the whole clip is read to decode any of it."""
+        return self.reader.read_stretches(self.record, stretches)
 
     def face_boxes(self) -> list[tuple[int, int, int, int] | None]:
-        """Left, top, right and bottom in pixels, for every frame; nothing is decoded."""
-        return json.loads(read_packed(self.reader.folder, self.record).files["json"])["face_boxes"]
+        """Left, top, right and bottom in pixels, for every frame; neither pictures nor points are read."""
+        return json.loads(read_packed(self.reader.folder, self.record, ["json"]).files["json"])["face_boxes"]
 
 
 class ShardSource:
@@ -91,7 +93,8 @@ class ShardSource:
         stride = min(max(round(fps / self._fps), 1), most)
         start = int(rng.integers(length - (num_frames - 1) * stride))
         moment = int(rng.integers(length))
-        clip, reference = chosen.frames(start, num_frames, stride), chosen.frames(moment, 1)
+        stretch = range(start, start + num_frames * stride, stride)
+        clip, reference = chosen.stretches(stretch, range(moment, moment + 1))
         frames = self._fitted(clip.frames)
         if kind == "scene":
             persons: tuple[Person | None, ...] = (None,) * num_frames
@@ -121,39 +124,42 @@ class ShardSource:
             return np.zeros_like(frames)
         people = self._stored["human"]
         others = np.flatnonzero(self._identities != self._identities[chosen])
-        for index in rng.permutation(others)[:_IDENTITIES]:
-            look = best_look(people[int(index)])
-            if look is None:
-                continue
-            pairs = zip(frames, persons, strict=True)
-            made = [np.zeros_like(f) if p is None else self._reenactor(*look, f, p) for f, p in pairs]
-            if any(picture.any() for picture in made):
-                return np.stack(made)
+        tried = rng.permutation(others)[:_IDENTITIES]
+        if not any(person is not None and is_usable(person, *self._size) for person in persons):
+            tried = tried[:0]  # there is nothing to follow: every look would be read in vain
+        for index in tried:
+            for look in looks(people[int(index)]):
+                pairs = zip(frames, persons, strict=True)
+                made = [np.zeros_like(f) if p is None else self._reenactor(*look, f, p) for f, p in pairs]
+                if any(picture.any() for picture in made):
+                    return np.stack(made)
         return np.zeros_like(frames) if len(others) else frames
 
 
-def best_look(clip: StoredClip) -> tuple[np.ndarray, Person] | None:
-    """The sharpest of the largest faces in each third of a clip: the picture, [H, W, 3] uint8, and who is in it.
+def looks(clip: StoredClip) -> Iterator[tuple[np.ndarray, Person]]:
+    """The largest faces in each third of a clip, the sharpest first, then those in each ninth: the picture,
+    [H, W, 3] uint8, and who is in it. No picture comes twice, and the ninths' are read only when they are asked for.
 
-    None where no face is seen. Raises InputError where the clip is damaged or gone.
+    Nothing comes where no face is seen. Raises InputError where the clip is damaged or gone.
     """
     boxes = clip.face_boxes()
     # A box may be empty along both axes: of a face beyond a corner.
     areas = np.array([0 if box is None else max(0, box[2] - box[0]) * max(0, box[3] - box[1]) for box in boxes])
-    looks: list[tuple[float, np.ndarray, Person]] = []
-    for third in np.array_split(np.arange(len(areas)), _LOOKS):
-        if not len(third) or areas[third].max() <= 0:
+    shown: set[int] = set()
+    for parts in _PARTS:
+        split = [part for part in np.array_split(np.arange(len(areas)), parts) if len(part)]
+        largest = [int(part[areas[part].argmax()]) for part in split]
+        fresh = [index for index in largest if areas[index] > 0 and index not in shown]
+        shown.update(fresh)
+        if not fresh:
             continue
-        index = int(third[areas[third].argmax()])
-        seen = clip.frames(index, 1)
-        (picture,), (person,) = seen.frames, seen.persons
-        box = boxes[index]
-        if person is not None and box is not None:
-            looks.append((sharpness(picture, box), picture, person))
-    if not looks:
-        return None
-    _, picture, person = max(looks, key=lambda look: look[0])
-    return picture, person
+        found: list[tuple[float, np.ndarray, Person]] = []
+        for index, seen in zip(fresh, clip.stretches(*(range(i, i + 1) for i in fresh)), strict=True):
+            (picture,), (person,), box = seen.frames, seen.persons, boxes[index]
+            if person is not None and box is not None:
+                found.append((sharpness(picture, box), picture, person))
+        for _, picture, person in sorted(found, key=lambda look: look[0], reverse=True):
+            yield picture, person
 
 
 def sharpness(picture: np.ndarray, box: Sequence[int]) -> float:

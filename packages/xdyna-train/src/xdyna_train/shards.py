@@ -155,26 +155,36 @@ class ShardReader:
     def read(self, record: ClipRecord, start: int, count: int, stride: int = 1) -> Clip:
         """`count` frames of a clip from `start` on, every `stride`-th. The same call gives the same arrays.
 
+        Raises as `read_stretches`.
+        """
+        (clip,) = self.read_stretches(record, [range(start, start + count * stride, stride)])
+        return clip
+
+    def read_stretches(self, record: ClipRecord, stretches: Sequence[range]) -> list[Clip]:
+        """Some stretches of a clip, each given by its frames' indices, ascending. The clip is read from disk once.
+
         Raises ValueError where the clip has no such frames, InputError where it is damaged or gone.
         """
-        indices = range(start, start + count * stride, max(stride, 1))
-        if start < 0 or count < 1 or stride < 1 or indices[-1] >= record.num_frames:
-            raise ValueError(
-                f"{record.name} has {record.num_frames} frames; there are no {count} from {start} on, {stride} apart"
-            )
+        for indices in stretches:
+            if not indices or indices.step < 1 or indices[0] < 0 or indices[-1] >= record.num_frames:
+                raise ValueError(f"{record.name} has {record.num_frames} frames; {indices} is no stretch of them")
         packed = read_packed(self.folder, record)
         try:
-            return unpack_clip(packed, indices)
+            return [unpack_clip(packed, indices) for indices in stretches]
         except ValueError as error:
             raise _damaged(self.folder, record) from error
 
 
-def read_packed(folder: Path, record: ClipRecord) -> PackedClip:
-    """A clip as it lies in its shard. Raises InputError where it is damaged or gone."""
+def read_packed(folder: Path, record: ClipRecord, names: Sequence[str] = EXTENSIONS) -> PackedClip:
+    """A clip as it lies in its shard, or only those of its files that are named; no others are read.
+
+    Raises InputError where one of them is damaged or gone.
+    """
     files = {}
     try:
         with (folder / record.shard).open("rb") as shard:
-            for name, span in record.files.items():
+            for name in names:
+                span = record.files[name]
                 shard.seek(span.offset)
                 files[name] = shard.read(span.size)
                 if zlib.crc32(files[name]) != span.crc32:
