@@ -1,9 +1,12 @@
 """Cuts are found to the frame; what only looks like one is not."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from xdyna_train import scene_cuts
 from xdyna_train.puppets import KINDS, sample_clip
 from xdyna_train.scene_cuts import distance, find_cuts, signature
 
@@ -72,3 +75,50 @@ def test_black_and_white_are_as_far_apart_as_can_be() -> None:
 @pytest.mark.parametrize("num_frames", [1, 2, 3])
 def test_very_short_videos(num_frames: int) -> None:
     assert cuts(dance(1, "ocean", num_frames)) == []
+
+
+# Long videos
+
+
+def scenes_of_noise(num_frames: int, seed: int) -> np.ndarray:
+    """[F, 384] float16: signatures that jump here and there, and else change a little."""
+    rng = np.random.default_rng(seed)
+    scene = rng.random((num_frames, 384), np.float32)[np.cumsum(rng.random(num_frames) < 0.1) % num_frames]
+    return (scene + rng.normal(0, 0.02, scene.shape)).astype(np.float16)
+
+
+def in_blocks(block: int, signatures: np.ndarray, fps: float) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("xdyna_train.scene_cuts._BLOCK", block)
+        closest = scene_cuts._closest_across(signatures, max(2, round(fps / 5)))
+        return closest, scene_cuts._usual(signatures, max(1, round(fps))), find_cuts(signatures, fps)
+
+
+def assert_blocks_change_nothing(block: int, signatures: np.ndarray, fps: float) -> None:
+    whole, parts = in_blocks(len(signatures), signatures, fps), in_blocks(block, signatures, fps)
+    assert whole[0].tobytes() == parts[0].tobytes()
+    assert whole[1].tobytes() == parts[1].tobytes()
+    assert whole[2] == parts[2]
+
+
+@pytest.mark.parametrize("fps", [8.0, 30.0])
+def test_a_long_video_has_the_same_cuts_in_small_blocks(fps: float) -> None:
+    signatures = scenes_of_noise(3000, seed=1)
+    assert_blocks_change_nothing(64, signatures, fps)
+    assert len(find_cuts(signatures, fps)) > 50
+
+
+@given(st.integers(2, 70), st.integers(1, 35), st.sampled_from([8.0, 25.0, 60.0]), st.integers(0, 99))
+@settings(max_examples=50, deadline=None)
+def test_blocks_of_any_length_change_nothing(num_frames: int, block: int, fps: float, seed: int) -> None:
+    assert_blocks_change_nothing(block, scenes_of_noise(num_frames, seed), fps)
+
+
+def test_cuts_take_less_memory_than_the_signatures() -> None:
+    signatures = np.zeros((40_000, 384), np.float16)
+    tracemalloc.start()
+    try:
+        find_cuts(signatures, 60.0)
+        assert tracemalloc.get_traced_memory()[1] < signatures.nbytes
+    finally:
+        tracemalloc.stop()

@@ -1,6 +1,7 @@
 """What is asked of the clips, and why something is left out."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ Reason = Literal[
     "failed",  # an error that should not be: a defect here or in a library
     "too short",
     "low quality",
-    "unclear",  # somebody is seen, but not all of them or not all the time
+    "unclear",  # somebody is seen, but not all of them, not all the time or only in a closer look
     "too small",
     "does not fit",  # the person walks out of any window of the ratio asked for
 ]
@@ -25,12 +26,13 @@ class PrepareOptions:
     min_seconds, max_seconds: of a clip; longer scenes are cut into equal parts.
     min_quality: of the mean score, in [0, 1].
     human_rate: a clip is of a human where at least this share of the moments looked at shows a whole person.
-    scene_rate: a clip is of a scene where at most this share shows anybody. What is in between is dropped.
+    scene_rate: a clip is of a scene where at most this share shows anybody, and closer looks nobody. What is in
+    between is dropped.
     max_enlargement: of the pixels of the video; what would need more is dropped.
     dwpose: folder of DWPose's two ONNX files, in place of mediapipe. quality_model: ONNX file for `OnnxQuality`, in
     place of the embedded score.
 
-    Raises InputError where these contradict themselves.
+    Raises InputError where these contradict themselves or are no finite numbers.
     """
 
     height: int = 896
@@ -45,6 +47,9 @@ class PrepareOptions:
     quality_model: Path | None = None
 
     def __post_init__(self) -> None:
+        for name, value in ((field.name, getattr(self, field.name)) for field in fields(self)):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"--{name.replace('_', '-')} {value}: must be a finite number")
         for name, side in (("height", self.height), ("width", self.width)):
             if side < MIN_SIDE or side % MULTIPLE:
                 raise InputError(f"--{name} {side}: must be a multiple of {MULTIPLE} pixels, and at least {MIN_SIDE}")

@@ -24,11 +24,11 @@ from xdyna_model.outputs import staged
 
 from xdyna_train.clip_files import Moment, PackedClip, pack_moments
 from xdyna_train.cropping import cut_out
-from xdyna_train.person_finder import PersonFinder
+from xdyna_train.person_finder import PersonFinder, is_whole, shows_somebody
 from xdyna_train.prepare_options import Dropped, PrepareOptions, VideoRefused
 from xdyna_train.quality import QualityModel
 from xdyna_train.shards import ClipRecord, write_manifest, write_packed
-from xdyna_train.survey import Piece, Survey, is_whole, judge, read, survey
+from xdyna_train.survey import Piece, Survey, judge, read, survey
 
 RESULT = "result.json"
 BEGUN = "begun"
@@ -140,7 +140,7 @@ def _clips(
             continue
         stretch = islice(frames, piece.first - reached, piece.last - reached)
         reached = piece.last
-        seen: list[bool] = []
+        seen: dict[int, bool] = {}
         clip = pack_moments(
             f"{found.video}:{piece.first}-{piece.last}",
             piece.kind,
@@ -148,11 +148,19 @@ def _clips(
             _moments(stretch, piece, options, finder, seen),
             notes=_notes(found.video, piece),
         )
-        if piece.kind == "human" and np.mean(seen) < options.human_rate:
-            detail = f"{100 * np.mean(seen):.0f} % of the frames show a whole person, once cropped"
-            dropped.append(Dropped(found.video, piece.first, piece.last, "unclear", detail))
+        if objection := _objection(piece, seen, options):
+            dropped.append(Dropped(found.video, piece.first, piece.last, "unclear", objection))
         else:
             yield clip
+
+
+def _objection(piece: Piece, seen: dict[int, bool], options: PrepareOptions) -> str | None:
+    """Why a piece is not what it was judged to be, None where it is. seen: by `_moments`."""
+    if piece.kind == "scene":
+        index = next((index for index, somebody in seen.items() if somebody), None)
+        return None if index is None else f"somebody small is seen from close by, as in frame {index}"
+    rate = np.mean(list(seen.values()))
+    return f"{100 * rate:.0f} % of the frames show a whole person, once cropped" if rate < options.human_rate else None
 
 
 def _notes(video: str, piece: Piece) -> dict[str, Any]:
@@ -166,21 +174,28 @@ def _notes(video: str, piece: Piece) -> dict[str, Any]:
 
 
 def _moments(
-    frames: Iterable[np.ndarray], piece: Piece, options: PrepareOptions, finder: PersonFinder, seen: list[bool]
+    frames: Iterable[np.ndarray], piece: Piece, options: PrepareOptions, finder: PersonFinder, seen: dict[int, bool]
 ) -> Iterator[Moment]:
-    """Crops the frames of a piece, and finds the person in each. Whether all of it was seen is added to `seen`."""
+    """Crops the frames of a piece, and finds the person in each where it is of a human.
+
+    To `seen` is added, by the index of the frame: of a human, whether all of it was seen; of a scene, whether a closer
+    look shows anybody, up to the first that does.
+    """
     height, width = options.height, options.width
     nowhere = np.zeros((height, width), bool)
+    finder.restart()
     if piece.kind == "scene":
-        for frame in frames:
+        whole_window = piece.window.height, piece.window.width
+        for index, frame in enumerate(frames, piece.first):
+            if index in piece.close_looks and not any(seen.values()):
+                seen[index] = shows_somebody(finder, cut_out(frame, piece.window, *whole_window))
             yield cut_out(frame, piece.window, height, width), None, nowhere
         return
     scale = -(-DETECTION_SIDE // min(height, width))
-    finder.restart()
-    for frame in frames:
+    for index, frame in enumerate(frames, piece.first):
         large = cut_out(frame, piece.window, height * scale, width * scale)
         person = finder.person(large)
-        seen.append(is_whole(person))
+        seen[index] = is_whole(person)
         cropped = large if scale == 1 else fit(large, height, width)
         if person is None:
             yield cropped, None, nowhere

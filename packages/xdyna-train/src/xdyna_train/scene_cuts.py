@@ -21,6 +21,8 @@ _TIMES = 4.0
 _AROUND_SECONDS = 1.0
 # How long before and after a cut is looked at. A flash of a camera lasts a frame or two, lightning somewhat longer.
 _LOOK_SECONDS = 0.2
+# Frames whose signatures are compared at once: a video of hours takes hardly more memory for it than one of minutes.
+_BLOCK = 4096
 
 
 def signature(frame: np.ndarray) -> np.ndarray:
@@ -59,7 +61,7 @@ def _closest_across(signatures: np.ndarray, look: int) -> np.ndarray:
     """[F]: for each frame, the least distance between one of `look` frames before it and one of `look` from it on."""
     closest = np.full(len(signatures), np.inf, np.float32)
     for gap in range(1, min(2 * look, len(signatures))):
-        apart = distance(signatures[gap:], signatures[:-gap])  # [F - gap], of frames s and s + gap
+        apart = _apart(signatures, gap)  # [F - gap], of frames s and s + gap
         for after in range(max(0, gap - look), min(gap, look)):
             first = gap - after  # the pair s, s + gap lies around frame s + first
             around = closest[first : first + len(apart)]
@@ -70,8 +72,16 @@ def _closest_across(signatures: np.ndarray, look: int) -> np.ndarray:
 
 def _usual(signatures: np.ndarray, reach: int) -> np.ndarray:
     """[F]: the median of how far neighbours are apart, within `reach` frames."""
-    neighbours = distance(signatures[1:], signatures[:-1])
-    return np.median(_windows(np.concatenate([neighbours[:1], neighbours]), reach), axis=1)
+    neighbours = _apart(signatures, 1)
+    windows = _windows(np.concatenate([neighbours[:1], neighbours]), reach)  # [F, 2 * reach + 1]
+    return np.concatenate([np.median(windows[at : at + _BLOCK], axis=1) for at in range(0, len(windows), _BLOCK)])
+
+
+def _apart(signatures: np.ndarray, gap: int) -> np.ndarray:
+    """[F - gap]: how far apart the frames s and s + gap are, for each s."""
+    earlier, later = signatures[:-gap], signatures[gap:]
+    blocks = [slice(at, at + _BLOCK) for at in range(0, len(earlier), _BLOCK)]
+    return np.concatenate([distance(later[block], earlier[block]) for block in blocks])
 
 
 def _windows(values: np.ndarray, reach: int) -> np.ndarray:

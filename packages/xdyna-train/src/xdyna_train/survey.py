@@ -13,19 +13,19 @@ import numpy as np
 from xdyna_model.detectors import Person
 from xdyna_model.errors import InputError
 from xdyna_model.images import MIN_SIDE
-from xdyna_model.pose_map import MIN_CONFIDENCE
 from xdyna_model.video import frame_rate, iter_frames
 
 from xdyna_train.clips import Kind
 from xdyna_train.cropping import Window, body_box, middle_window, track_window
-from xdyna_train.person_finder import PersonFinder
+from xdyna_train.person_finder import PersonFinder, is_whole
 from xdyna_train.prepare_options import Dropped, PrepareOptions, Reason, VideoRefused
 from xdyna_train.quality import QualityModel
 from xdyna_train.scene_cuts import distance, find_cuts, signature
 
 _LOOKS_PER_SECOND = 2
-# So many of the fourteen joints make a whole person: all of them down to the hips, or as many others.
-_WHOLE = 10
+# Closer looks at a scene: one a second, but no more than these, of some seven pictures each. They cost about what the
+# looks at all of half a minute cost.
+_CLOSE_LOOKS = 8
 # Signatures further apart than this may well show two scenes: the detector is not to look for who was in the first.
 _ELSEWHERE = 0.15
 
@@ -46,13 +46,17 @@ class Survey:
 
 @dataclass(frozen=True)
 class Piece:
-    """A clip to be: the frames from `first` to before `last`, and what of them it shows."""
+    """A clip to be: the frames from `first` to before `last`, and what of them it shows.
+
+    close_looks: of what may be a scene, the frames that must show nobody in a closer look (`shows_somebody`).
+    """
 
     first: int
     last: int
     kind: Kind
     window: Window
     quality: float
+    close_looks: tuple[int, ...]
 
 
 def survey(video: str, path: Path, options: PrepareOptions, finder: PersonFinder, quality: QualityModel) -> Survey:
@@ -98,7 +102,9 @@ def judge(survey: Survey, options: PrepareOptions) -> Iterator[Piece | Dropped]:
     """What becomes of each piece of a video, in order."""
     bounds = [0, *find_cuts(survey.signatures, survey.fps), len(survey.signatures)]
     for start, end in pairwise(bounds):
-        parts = math.ceil((end - start) / max(1, int(options.max_seconds * survey.fps)))
+        # No more than there are, since too large a float is no int.
+        longest = max(1, int(min(options.max_seconds * survey.fps, end - start)))
+        parts = math.ceil((end - start) / longest)
         edges = [start + (end - start) * part // parts for part in range(parts + 1)]
         for first, last in pairwise(edges):
             yield _judge(survey, first, last, options)
@@ -132,9 +138,12 @@ def _judge(survey: Survey, first: int, last: int, options: PrepareOptions) -> Pi
     enlargement = options.height / window.height
     if enlargement > options.max_enlargement:
         return drop("too small", f"{window.width}x{window.height} pixels, to be enlarged {enlargement:.1f} times")
-    return Piece(first, last, kind, window, quality)
+    looks = _close_looks(first, last, survey.fps) if kind == "scene" else ()
+    return Piece(first, last, kind, window, quality, looks)
 
 
-def is_whole(person: Person | None) -> bool:
-    """Whether enough of a person is seen to be cropped to."""
-    return person is not None and int((person.body[:, 2] >= MIN_CONFIDENCE).sum()) >= _WHOLE
+def _close_looks(first: int, last: int, fps: float) -> tuple[int, ...]:
+    """The middles of equal parts of a piece."""
+    length = last - first
+    count = min(_CLOSE_LOOKS, math.ceil(length / fps))
+    return tuple(first + (2 * look + 1) * length // (2 * count) for look in range(count))
