@@ -55,7 +55,8 @@ class Config:
     model: where training starts from; see `starts.py`.
     data: digest of the data set, "" for puppets: a run is not resumed with another.
     note: what the preset reached, all on 2026-11-26: "nano", "nano-more" and "nano-finish" before scenes drifted at one
-        speed, which makes other cases; none but "nano-gpu-finish" with the waves of `positional_unet` in the input.
+        speed, which makes other cases, and with coarse gradients of attention (see `engine.attention_for`); none but
+        "nano-gpu-finish" with the waves of `positional_unet` in the input.
     """
 
     stages: tuple[Stage, ...]
