@@ -269,6 +269,8 @@ def control(condition=3, **other):
         ("controlnet", lambda: control(in_channels=8), "vae makes 4 channels, controlnet takes 8"),
         ("controlnet_face", lambda: control(6, in_channels=8), "vae makes 4 channels, controlnet_face takes 8"),
         ("vae", lambda: AutoencoderKL(**tiny.VAE, latent_channels=8), "vae makes 8 channels, unet takes 4"),
+        ("controlnet", lambda: control(6), "pose_map makes 3 channels, controlnet takes 6"),
+        ("controlnet_face", lambda: control(3), "face_map makes 6 channels, controlnet_face takes 3"),
         ("vae", lambda: PixelCodec(2), "vae makes 12 channels, unet takes 4"),
     ],
 )

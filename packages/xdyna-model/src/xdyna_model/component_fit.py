@@ -19,8 +19,8 @@ def check_fit(
     image_projection: ImageProjection,
     **others: object,
 ) -> None:
-    """Raises InputError where one component makes other channels than the next takes, before the denoising does.
-    Takes the components of a pipeline; the `others` fit any."""
+    """Raises InputError where one component makes other channels than the next takes, before the denoising does, and
+    where the ControlNets are swapped. Takes the components of a pipeline; the `others` fit any."""
     tokens = text_encoder.config.hidden_size
     is_pixels = isinstance(vae, PixelCodec)
     latents = 3 * vae.config["patch_size"] ** 2 if is_pixels else vae.config["latent_channels"]
@@ -33,6 +33,8 @@ def check_fit(
         ("vae", latents, "unet", unet.config["out_channels"]),  # in_channels may count places and moments as well
         ("vae", latents, "controlnet", controlnet.config["in_channels"]),
         ("vae", latents, "controlnet_face", controlnet_face.config["in_channels"]),
+        ("pose_map", 3, "controlnet", controlnet.config["conditioning_channels"]),
+        ("face_map", 6, "controlnet_face", controlnet_face.config["conditioning_channels"]),
     ):
         if any(number != made for number in (taken if isinstance(taken, list | tuple) else [taken])):  # of each level
             raise InputError(f"{maker} makes {made} channels, {taker} takes {taken}; take both from one model")
