@@ -93,10 +93,10 @@ def test_clips_skipped_by_the_second_process_are_told(
     tmp_path: Path, lines: Callable, run_two: Callable, new_pipeline: Callable, waves: Any, steps: Steps
 ) -> None:
     class Broken:
-        """Every other clip cannot be read, by chance."""
+        """Two clips of three cannot be read, by chance."""
 
         def draw(self, kind: Any, num_frames: int, rng: Any) -> Any:
-            if rng.random() < 0.5:
+            if rng.random() < 2 / 3:
                 raise InputError(f"clip {rng.integers(10**9)} is broken")
             return waves.draw(kind, num_frames, rng)
 
