@@ -197,7 +197,8 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         get_current_target=lambda: GPUTarget("cuda", 90, 32),
     )
     monkeypatch.setattr(driver, "_active", hopper)
-    for module in ("triton_forward", "triton_backward", "gluon_kernel", "gluon_keys_kernel", "gluon_queries_kernel"):
+    triton_modules = ("triton_forward", "triton_projection", "triton_backward")
+    for module in (*triton_modules, "gluon_kernel", "gluon_keys_kernel", "gluon_queries_kernel"):
         for value in vars(importlib.import_module(f"xdyna_kernels.{module}")).values():
             if isinstance(value, triton.JITFunction):
                 monkeypatch.setattr(value, "device_caches", defaultdict(value.create_binder))

@@ -10,7 +10,7 @@ from xdyna_kernels import reference_attention
 
 pytest.importorskip("triton")
 
-from xdyna_kernels import gluon_forward, gluon_kernel, triton_forward
+from xdyna_kernels import gluon_forward, gluon_kernel, triton_projection
 
 sys.path.insert(0, str(Path(__file__).parent))
 from gluon_on_cpu import OnCPU
@@ -57,7 +57,7 @@ def test_the_backward_alone_is_refused_where_it_cannot_run(backend, monkeypatch)
 
 
 def project(both, w_out, b_out, w_ref, b_ref, residual):
-    """As triton_forward.project, whose kernel needs a GPU."""
+    """As triton_projection.project, whose kernel needs a GPU."""
     own, ref = both.flatten(0, 1).chunk(2, dim=1)  # [B*F*N, H*D]
     return (own @ w_out.mT + ref @ w_ref.mT + b_out + b_ref + residual.flatten(0, 2)).contiguous()
 
@@ -67,7 +67,7 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(contract, "_why_not_gluon", lambda q: None)
     monkeypatch.setattr(gluon_forward, "attend_kernel", OnCPU(gluon_kernel))
     monkeypatch.setattr(gluon_forward, "multiprocessors", lambda on: 3)
-    monkeypatch.setattr(triton_forward, "project", project)
+    monkeypatch.setattr(triton_projection, "project", project)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

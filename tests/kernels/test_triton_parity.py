@@ -15,8 +15,9 @@ ON_GPU = torch.cuda.is_available()
 if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("test_triton_backend.py runs these in Triton's interpreter", allow_module_level=True)
 
-from xdyna_kernels import triton_forward  # noqa: E402
-from xdyna_kernels.triton_forward import attend, project, readable  # noqa: E402
+from xdyna_kernels import triton_forward, triton_projection  # noqa: E402
+from xdyna_kernels.triton_forward import attend, readable  # noqa: E402
+from xdyna_kernels.triton_projection import project  # noqa: E402
 
 NAMES = ("q", "k", "v", "q_ref", "k_ref", "v_ref", "w_out", "b_out", "w_ref", "b_ref", "residual")
 # Triton 3.6's interpreter does this; numpy 2.3 warns and 2.4 refuses.
@@ -264,7 +265,8 @@ class Allocations(TorchDispatchMode):
 
 def test_nothing_is_allocated_beside_attention_and_the_result(monkeypatch):
     """Above all no copy of inputs, weights or biases; but for eight ones."""
-    monkeypatch.setattr(triton_forward, "launch", lambda *arguments, **constants: None)
+    for module in (triton_forward, triton_projection):
+        monkeypatch.setattr(module, "launch", lambda *arguments, **constants: None)
     *attention, w_out, b_out, w_ref, b_ref, residual = inputs(B=1, F=2, N=16, H=2, D=40, M=16, C=24)
     with Allocations() as found:
         both, _ = attend(*attention, 0.3, keep_lse=False)

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -24,7 +25,7 @@ def driving_frames(name: str, count: int) -> list[np.ndarray]:
     if not path.is_file():
         pytest.skip(f"{path} is not here: the authors' videos are not part of the repository")
     with av.open(str(path)) as video:
-        return [frame.to_ndarray(format="rgb24") for frame, _ in zip(video.decode(video=0), range(count), strict=False)]
+        return [frame.to_ndarray(format="rgb24") for frame in islice(video.decode(video=0), count)]
 
 
 @pytest.fixture(scope="module")

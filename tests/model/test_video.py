@@ -7,6 +7,7 @@ import resource
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -308,7 +309,7 @@ def test_cut_off_after_some_frames(tmp_path: Path, matroska: bool) -> None:
     readable = int(message.split("at most ")[1].split()[0])
     assert 0 < readable < 20
     assert len(read_frames(path, readable).frames) == readable
-    assert sum(1 for _ in zip(range(readable), iter_frames(path), strict=False)) == readable
+    assert len(list(islice(iter_frames(path), readable))) == readable
 
 
 def test_cut_off_before_the_index(tmp_path: Path, video: Path) -> None:

@@ -22,7 +22,8 @@ from triton.compiler import ASTSource
 from . import tiles
 from .triton_backward import delta_constants
 from .triton_backward_kernels import delta_kernel, keys_kernel, queries_kernel
-from .triton_forward import attend_constants, attend_kernel, project_constants, project_kernel
+from .triton_forward import attend_constants, attend_kernel
+from .triton_projection import project_constants, project_kernel
 
 KERNELS = {"attend": attend_kernel, "project": project_kernel}
 KERNELS |= {"delta": delta_kernel, "queries": queries_kernel, "keys": keys_kernel}  # of the backward

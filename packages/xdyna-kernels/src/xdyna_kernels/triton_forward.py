@@ -1,4 +1,4 @@
-"""Reference attention as two Triton kernels: attention over both branches, then one projection of both.
+"""Attention over both branches as a Triton kernel, the first of two: `triton_projection` has the second.
 
 `attend` writes own and reference attention side by side, [B*F, N, 2*H*D]; `project` multiplies that by Wo and Wr and
 adds both biases and the residual. Between them they move 2*H*D channels per token through memory: keeping the
@@ -178,59 +178,12 @@ def attend_kernel(
     tl.store(lse_base + queries, (top + tl.math.log2(total)) * 0.6931471805599453, mask=queries < lse_rows)
 
 
-@triton.jit(do_not_specialize=["R", "K"])
-def project_kernel(
-    both,  # [R, 2*K]
-    w_out,  # [C, K]
-    b_out,  # [C] or None
-    w_ref,  # [C, K]
-    b_ref,  # [C] or None
-    residual,  # [R, C] or None
-    out,  # [R, C]
-    R,
-    K,  # in units of 8
-    C: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    EVEN: tl.constexpr,  # DEPTH divides K
-    PRECISION: tl.constexpr,
-):
-    """One tile of both[:, :K] @ w_out^T + both[:, K:] @ w_ref^T + b_out + b_ref + residual; rows are contiguous."""
-    blocks = tl.cdiv(C, COLUMNS)
-    rows = (tl.program_id(0) // blocks) * ROWS + tl.arange(0, ROWS)
-    columns = (tl.program_id(0) % blocks) * COLUMNS + tl.arange(0, COLUMNS)
-    # Not a compile-time K: a known number of steps is unrolled until it spills.
-    K = K * 8
-    sums = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for branch in tl.static_range(2):
-        w = w_out if branch == 0 else w_ref
-        for start in tl.range(0, K, DEPTH):
-            depth = start + tl.arange(0, DEPTH)
-            x_part = load(both + branch * K, rows, R, 2 * K, depth, K, False, EVEN)
-            w_part = load(w, columns, C, K, depth, K, C % COLUMNS == 0, EVEN)
-            sums = tl.dot(x_part, tl.trans(w_part), sums, input_precision=PRECISION)
-    if b_out is not None:
-        sums += tl.load(b_out + columns, mask=columns < C, other=0.0).to(tl.float32)[None, :]
-    if b_ref is not None:
-        sums += tl.load(b_ref + columns, mask=columns < C, other=0.0).to(tl.float32)[None, :]
-    if residual is not None:
-        sums += load(residual, rows, R, C, columns, C, False, C % COLUMNS == 0).to(tl.float32)
-    store(out, sums, rows, R, C, columns, C)
-
-
 def attend_constants(tile: tiles.Attention, arithmetic: str, D: int, even: bool) -> dict[str, Any]:
     """The compile-time arguments of `attend_kernel`."""
     # The largest power of two, then one that holds the rest; 16 is the narrowest that tensor cores take.
     D0 = max(16, 1 << (D.bit_length() - 1))
     D1 = max(16, triton.next_power_of_2(D - D0)) if D > D0 else 0
     sizes = {"D": D, "D0": D0, "D1": D1, "QUERIES": tile.queries, "KEYS": tile.keys}
-    return sizes | {"EVEN": even, "PRECISION": "tf32" if arithmetic == "tf32" else "ieee"}
-
-
-def project_constants(tile: tiles.Projection, arithmetic: str, C: int, even: bool) -> dict[str, Any]:
-    """The compile-time arguments of `project_kernel`."""
-    sizes = {"C": C, "ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth}
     return sizes | {"EVEN": even, "PRECISION": "tf32" if arithmetic == "tf32" else "ieee"}
 
 
@@ -241,11 +194,6 @@ def readable(x: Tensor) -> Tensor:
     # The kernel's strides are 32 bits wide, its products are not; that of tokens it takes times 8.
     in_place = in_place and outer[-2] < 2**31 and max(outer) < ALIGNMENT * 2**31
     return x if in_place else x.clone(memory_format=torch.contiguous_format)
-
-
-def _dense(x: Tensor) -> Tensor:
-    """`x` itself if it is contiguous and aligned, else a copy."""
-    return x if x.is_contiguous() and x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.contiguous_format)
 
 
 def chip(x: Tensor) -> str:
@@ -284,24 +232,3 @@ def attend(
     constants = attend_constants(tile, arithmetic, D, even)
     launch(attend_kernel, programs, tile, *tensors, ones, both, lse, *sizes, *strides, **constants)
     return both, lse
-
-
-def project(
-    both: Tensor,  # [B*F, N, 2*H*D]
-    w_out: Tensor,  # [C, H*D]
-    b_out: Tensor | None,  # [C]
-    w_ref: Tensor,  # [C, H*D]
-    b_ref: Tensor | None,  # [C]
-    residual: Tensor | None,  # [B, F, N, C]
-) -> Tensor:  # [B*F*N, C]
-    """Own part times Wo^T plus reference part times Wr^T plus biases plus residual, summed in float32."""
-    C, K = w_out.shape
-    R = both.shape[0] * both.shape[1]
-    arithmetic = tiles.arithmetic(both.dtype)
-    tile = tiles.projection_tile(chip(both), arithmetic, C)
-    out = both.new_empty(R, C)
-    rest = [None if x is None else _dense(x) for x in (w_out, b_out, w_ref, b_ref, residual)]
-    programs = math.ceil(R / tile.rows) * math.ceil(C / tile.columns)
-    constants = project_constants(tile, arithmetic, C, even=K % tile.depth == 0)
-    launch(project_kernel, programs, tile, both, *rest, out, R, K // ALIGNMENT, **constants)
-    return out

@@ -38,7 +38,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The result [B, F, N, C]; and for the backward, both [0] under "recompute": own and reference attention side by
     side [B*F, N, 2*H*D]; log of the sum of exp of the scores [B*F, 2*H, N], own heads, then reference heads."""
-    from .triton_forward import attend, project  # imports triton, which a CPU may not have
+    from .triton_forward import attend  # imports triton, which a CPU may not have
+    from .triton_projection import project
 
     if kernel == "gluon":
         from .gluon_forward import attend
