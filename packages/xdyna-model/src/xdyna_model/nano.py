@@ -5,6 +5,7 @@ latent lies (`PositionalUNet`), and in predicting the clean clip itself: it is t
 Diffusion.
 """
 
+import itertools
 from typing import Any
 
 import torch
@@ -14,11 +15,11 @@ from torch import nn
 from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPVisionModelWithProjection
 
 from xdyna_model import tiny
-from xdyna_model.dynamics_adapter import DynamicsAdapter
 from xdyna_model.image_tokens import ImageProjection
 from xdyna_model.pipeline import XDynaPipeline
 from xdyna_model.pixel_codec import PixelCodec
-from xdyna_model.positional_unet import NUM_POSITION_CHANNELS, PositionalUNet
+from xdyna_model.positional_encoding import NUM_POSITION_CHANNELS, drift_rows
+from xdyna_model.positional_unet import PositionalAdapter, PositionalUNet
 
 PATCH = 4
 LATENT_CHANNELS = 3 * PATCH**2
@@ -28,9 +29,17 @@ BACKBONE: dict[str, Any] = {
     "cross_attention_dim": tiny.WIDTH,
 }
 # Channels and attention heads of the three levels.
-CPU_SIZE: dict[str, Any] = {"block_out_channels": (32, 96, 128), "num_attention_heads": (1, 2, 4)}
-GPU_SIZE: dict[str, Any] = {"block_out_channels": (64, 96, 96), "num_attention_heads": (2, 3, 4)}
-QUERY_GAIN = 4.0
+CPU_SIZE: dict[str, Any] = {"block_out_channels": (32, 96, 128), "num_attention_heads": (2, 4, 4)}
+GPU_SIZE: dict[str, Any] = {"block_out_channels": (64, 96, 96), "num_attention_heads": (4, 4, 4)}
+# Where the heads of reference queries look at first: at the place itself, or at one that has drifted so, (right, down)
+# in longer sides a frame. The attentions take the fans by turns.
+STILL = (0.0, 0.0)
+FANS = (
+    (STILL, (0.0, 0.02), (0.015, 0.0), STILL),
+    (STILL, (0.0, 0.01), (-0.015, 0.0), STILL),
+)
+# Of queries and keys alike: what the place makes of one also meets what the content makes of the other.
+PLACE_GAIN = 3.0
 TEXT_TOKENS = 8  # the prompt is empty in training
 CONTROL: dict[str, Any] = {
     "in_channels": LATENT_CHANNELS,
@@ -86,7 +95,7 @@ def nano_pipeline(seed: int = 0, size: dict[str, Any] = CPU_SIZE) -> XDynaPipeli
             default_guidance=1.0,
         )
         tiny.start_from_scratch(pipeline)
-        _look_at_the_same_place(pipeline.unet)
+        _look_at_places(pipeline.unet)
     for component in pipeline.components.values():
         if isinstance(component, nn.Module):
             component.eval()
@@ -94,9 +103,18 @@ def nano_pipeline(seed: int = 0, size: dict[str, Any] = CPU_SIZE) -> XDynaPipeli
 
 
 @torch.no_grad()
-def _look_at_the_same_place(unet: PositionalUNet) -> None:
-    """Starts reference queries as the keys, made longer: then what is alike attends to each other, and what two
-    frames have alike at first is the place. Found from random queries, that took most of the training."""
+def _look_at_places(unet: PositionalUNet) -> None:
+    """Starts reference queries and keys so that each head looks at one place of the reference, as `FANS` say. Found
+    from random queries, that took most of the training."""
+    fans, still = itertools.cycle(FANS), drift_rows(*STILL)
     for module in unet.modules():
-        if isinstance(module, Attention) and isinstance(module.processor, DynamicsAdapter):
-            module.processor.to_q_ref.weight.copy_(QUERY_GAIN * module.to_k.weight)  # pyright: ignore[reportOptionalMemberAccess]
+        if isinstance(module, Attention) and isinstance(module.processor, PositionalAdapter):
+            adapter = module.processor
+            for layer in (adapter.to_q_place, adapter.to_k_place, adapter.to_q_ref_place):
+                layer.weight.zero_()
+            size = module.inner_dim // module.heads
+            used = min(size // 4 * 4, len(still))  # the highest frequencies, where not all find room
+            for head, drift in zip(range(module.heads), itertools.cycle(next(fans))):
+                rows = slice(head * size, head * size + used)
+                adapter.to_k_place.weight[rows] = PLACE_GAIN * still[-used:]
+                adapter.to_q_ref_place.weight[rows] = PLACE_GAIN * drift_rows(*drift)[-used:]

@@ -1,99 +1,108 @@
 """A denoiser that is told where and when a latent lies: what a model trained from scratch needs, and a pretrained one
 has."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
 import torch
 from diffusers import (
     ModelMixin,  # noqa: F401  diffusers looks for the base class in the module of a component
 )
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_motion_model import UNetMotionOutput
-from einops import repeat
-from torch import Tensor
+from einops import rearrange, repeat
+from torch import Tensor, nn
 
+from xdyna_model.clip_layout import ClipLayout
+from xdyna_model.dynamics_adapter import DynamicsAdapter
+from xdyna_model.positional_encoding import NUM_POSITION_CHANNELS, NUM_TOLD, told_channels
 from xdyna_model.unet import XDynaUNet, with_released_defaults
 
-FREQUENCIES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # cycles over the longer side
-# Louder than the latents, which are noise at first and many more channels.
-AMPLITUDE = 3.0
-MOMENT_FREQUENCIES = (0.25, 0.5, 1.0, 2.0, 4.0, 6.0)  # cycles over a window
-WINDOW = 16  # frames
-# Of places that drift: to a query made of such a wave, the place in the reference that has come here by now is what
-# its own place is to the others. From places and moments apart a model would have to learn their products first.
-WAVE_FREQUENCIES = (1.0, 2.0, 4.0, 8.0)  # cycles over the longer side
-# Longer sides a frame, along either coordinate; what drifts at others is told by the nearest.
-SPEEDS = (-0.02, -0.015, -0.01, -0.005, 0.005, 0.01, 0.015, 0.02)
-WAVE_AMPLITUDE = 2.0  # there are many
-NUM_WAVES = 4 * len(WAVE_FREQUENCIES) * len(SPEEDS)
-NUM_POSITION_CHANNELS = 4 * len(FREQUENCIES) + 2 * len(MOMENT_FREQUENCIES) + NUM_WAVES + 1
+# Beside the latents, which are many more and fainter: told louder, they are most of what the first norm lets through,
+# and a model from scratch learns what pictures hold the later.
+INPUT_AMPLITUDE = 0.375
 
 
-def position_channels(height: int, width: int, device: torch.device | None = None) -> Tensor:
-    """Sines and cosines of both coordinates, [24, height, width] float32; square pixels, the origin at the top left."""
-    scale = 2 * torch.pi / max(height, width)
-    rows, columns = (scale * (torch.arange(n, dtype=torch.float32, device=device) + 0.5) for n in (height, width))
-    waves = [
-        wave(f * axis)
-        for f in FREQUENCIES
-        for axis in (rows[:, None], columns[None])
-        for wave in (torch.sin, torch.cos)
-    ]
-    return AMPLITUDE * torch.stack([wave.expand(height, width) for wave in waves])
+@dataclass
+class TellingLayout(ClipLayout):
+    """A layout that also knows where and when every token lies."""
+
+    size: tuple[int, int] = (1, 1)
+    _told: dict[int, Tensor] = field(default_factory=dict)
+
+    def begin(self, size: tuple[int, int]) -> None:
+        """A call for latents of that size, (height, width). Forgets what was told in the last one."""
+        self.size = size
+        self._told.clear()
+
+    def told(self, num_tokens: int, device: torch.device) -> Tensor:
+        """`told_channels` at the denoiser's level of so many tokens, [F, N, 165] float32."""
+        if num_tokens not in self._told:
+            height, width = self.size
+            while height * width > num_tokens:
+                height, width = (height + 1) // 2, (width + 1) // 2
+            self._told[num_tokens] = told_channels(self.num_frames, height, width, device)
+        return self._told[num_tokens]
 
 
-def moment_channels(frames: int, device: torch.device | None = None) -> Tensor:
-    """Sines and cosines of a frame's place in the clip, [12, frames] float32; the reference is frame 0."""
-    moments = 2 * torch.pi / WINDOW * torch.arange(frames, dtype=torch.float32, device=device)
-    return AMPLITUDE * torch.stack([wave(f * moments) for f in MOMENT_FREQUENCIES for wave in (torch.sin, torch.cos)])
+class PositionalAdapter(DynamicsAdapter):
+    """A `DynamicsAdapter` whose queries and keys are told where and when they lie, as DETR's are (Carion et al. 2020,
+    Section 3.2): a product of `told_channels` is added to each. Values are left alone.
 
+    So a head can look at the place in the reference from which what drifts has come. From places and moments in the
+    input alone a model would have to learn their products first, and several thousand steps have not been enough.
+    """
 
-def wave_channels(frames: int, height: int, width: int, device: torch.device | None = None) -> Tensor:
-    """Sines and cosines of the place from which what drifts at one of `SPEEDS` has come, along each coordinate,
-    [128, frames, height, width] float32; in the reference, frame 0, of the place itself."""
-    longer = max(height, width)
-    rows, columns = ((torch.arange(n, dtype=torch.float32, device=device) + 0.5) / longer for n in (height, width))
-    moments = torch.arange(frames, dtype=torch.float32, device=device)[:, None, None]
-    waves = [
-        wave(2 * torch.pi * f * (axis - speed * moments)).expand(frames, height, width)
-        for speed in SPEEDS
-        for axis in (rows[:, None], columns[None])
-        for f in WAVE_FREQUENCIES
-        for wave in (torch.sin, torch.cos)
-    ]
-    return WAVE_AMPLITUDE * torch.stack(waves)
+    layout: TellingLayout
 
+    def __init__(self, attn: Attention, layout: TellingLayout):
+        super().__init__(attn, layout)
+        like = {"dtype": attn.to_q.weight.dtype, "device": attn.to_q.weight.device}
+        self.to_q_place = nn.Linear(NUM_TOLD, attn.inner_dim, bias=False, **like)
+        self.to_k_place = nn.Linear(NUM_TOLD, attn.inner_dim, bias=False, **like)
+        self.to_q_ref_place = nn.Linear(NUM_TOLD, attn.inner_dim, bias=False, **like)
 
-def told_channels(frames: int, height: int, width: int, device: torch.device) -> Tensor:
-    """Places, moments, waves and the flag on the reference, [1, 165, frames, height, width] float32. Made where they
-    are used: a copy from the CPU in every step makes a GPU wait, and cannot be captured in a CUDA graph."""
-    places = repeat(position_channels(height, width, device), "c h w -> c f h w", f=frames)
-    moments = repeat(moment_channels(frames, device), "c f -> c f h w", h=height, w=width)
-    flag = torch.zeros(1, frames, height, width, device=device)
-    flag[:, 0] = AMPLITUDE
-    return torch.cat([places, moments, wave_channels(frames, height, width, device), flag])[None]
+    def _project(self, x: Tensor, layers: list[nn.Linear]) -> Sequence[Tensor]:
+        q, k, v, q_ref = super()._project(x, layers)
+        told = self.layout.told(x.shape[1], x.device).to(x.dtype)
+
+        def placed(part: Tensor, to_place: nn.Linear) -> Tensor:
+            clips = rearrange(part, "(b f) n c -> b f n c", f=self.layout.num_frames)
+            return rearrange(clips + to_place(told), "b f n c -> (b f) n c")
+
+        return placed(q, self.to_q_place), placed(k, self.to_k_place), v, placed(q_ref, self.to_q_ref_place)
 
 
 class PositionalUNet(XDynaUNet):
-    """`XDynaUNet` whose input has, beside the latents, sinusoids of the place, of the moment and of places that drift,
-    and a flag on the reference.
+    """`XDynaUNet` whose input has, beside the latents, sinusoids of the place and of the moment and a flag on the
+    reference, and whose self-attention is a `PositionalAdapter`.
 
-    From scratch, attention does not find "the same place in the reference" without them, nor the place from which what
-    drifts has come. Takes the configuration of `XDynaUNet`; `in_channels` counts the latents' channels and the
-    `NUM_POSITION_CHANNELS` together, and ValueError is raised where it does not.
+    From scratch, attention does not find "the same place in the reference" without them. Takes the configuration of
+    `XDynaUNet`; `in_channels` counts the latents' channels and `NUM_POSITION_CHANNELS` together, or `NUM_TOLD` where
+    the input has the waves of places that drift, too. ValueError is raised where it is another number.
     """
+
+    layout: TellingLayout
+    adapter_type = PositionalAdapter
+    layout_type = TellingLayout
 
     @register_to_config
     @with_released_defaults
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        told = self.config["in_channels"] - self.config["out_channels"]
-        if told != NUM_POSITION_CHANNELS:
+        self._num_told = self.config["in_channels"] - self.config["out_channels"]
+        if self._num_told not in (NUM_POSITION_CHANNELS, NUM_TOLD):
             raise ValueError(
-                f"in_channels leaves {told} channels beside the latents, expected {NUM_POSITION_CHANNELS}; "
-                "a model of an earlier version was told less"
+                f"in_channels leaves {self._num_told} channels beside the latents, expected {NUM_POSITION_CHANNELS} or "
+                f"{NUM_TOLD}; a model of an earlier version was told something else"
             )
 
     def forward(self, sample: Tensor, *args, **kwargs) -> UNetMotionOutput | tuple[Tensor]:
         """As `XDynaUNet.forward`; sample: [B, C, F, h, w] with C the channels of the latents alone."""
         batch, _, frames, height, width = sample.shape
-        told = told_channels(frames, height, width, sample.device).to(sample.dtype).expand(batch, -1, -1, -1, -1)
+        self.layout.num_frames = frames
+        self.layout.begin((height, width))
+        told = INPUT_AMPLITUDE * self.layout.told(height * width, sample.device)[..., : self._num_told]
+        told = repeat(told.to(sample.dtype), "f (h w) c -> b c f h w", b=batch, h=height)
         return super().forward(torch.cat([sample, told], dim=1), *args, **kwargs)

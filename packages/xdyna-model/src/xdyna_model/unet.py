@@ -41,11 +41,14 @@ class XDynaUNet(UNetMotionModel):
     so all frames, the reference included, depend on each other.
     """
 
+    adapter_type = DynamicsAdapter
+    layout_type = ClipLayout
+
     @register_to_config
     @with_released_defaults
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **RELEASED | kwargs)
-        self.layout = ClipLayout()
+        self.layout = self.layout_type()
         self._exchange_parts()
 
     def _exchange_parts(self) -> None:
@@ -56,7 +59,7 @@ class XDynaUNet(UNetMotionModel):
             elif isinstance(module, nn.GroupNorm) and (".resnets." in name or name == "conv_norm_out"):
                 setattr(self.get_submodule(parent), child, ClipGroupNorm(module, self.layout))
             elif isinstance(module, Attention) and ".attentions." in name:
-                processor = DynamicsAdapter if child == "attn1" else ImageTokenAttention
+                processor = self.adapter_type if child == "attn1" else ImageTokenAttention
                 module.set_processor(processor(module, self.layout))  # pyright: ignore[reportArgumentType]
 
     def reset_adapters(self) -> None:

@@ -1,0 +1,84 @@
+"""What tells a denoiser where and when a latent lies: sinusoids of places, of moments, and of places that drift."""
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+FREQUENCIES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # cycles over the longer side
+MOMENT_FREQUENCIES = (0.25, 0.5, 1.0, 2.0, 4.0, 6.0)  # cycles over a window
+WINDOW = 16  # frames
+# Of places that drift: to a query made of such a wave, the place in the reference that has come here by now is what
+# its own place is to the others.
+WAVE_FREQUENCIES = (1.0, 2.0, 4.0, 8.0)  # cycles over the longer side
+# Longer sides a frame, along either coordinate; what drifts at others is told by the nearest.
+SPEEDS = (-0.02, -0.015, -0.01, -0.005, 0.005, 0.01, 0.015, 0.02)
+NUM_POSITION_CHANNELS = 4 * len(FREQUENCIES) + 2 * len(MOMENT_FREQUENCIES) + 1
+NUM_TOLD = NUM_POSITION_CHANNELS + 4 * len(WAVE_FREQUENCIES) * len(SPEEDS)
+
+
+def place_channels(height: int, width: int, device: torch.device | None = None) -> Tensor:
+    """Sines and cosines of both coordinates, [24, height, width] float32; square pixels, the origin at the top left."""
+    scale = 2 * torch.pi / max(height, width)
+    rows, columns = (scale * (torch.arange(n, dtype=torch.float32, device=device) + 0.5) for n in (height, width))
+    waves = [
+        wave(f * axis)
+        for f in FREQUENCIES
+        for axis in (rows[:, None], columns[None])
+        for wave in (torch.sin, torch.cos)
+    ]
+    return torch.stack([wave.expand(height, width) for wave in waves])
+
+
+def moment_channels(frames: int, device: torch.device | None = None) -> Tensor:
+    """Sines and cosines of a frame's place in the clip, [12, frames] float32; the reference is frame 0."""
+    moments = 2 * torch.pi / WINDOW * torch.arange(frames, dtype=torch.float32, device=device)
+    return torch.stack([wave(f * moments) for f in MOMENT_FREQUENCIES for wave in (torch.sin, torch.cos)])
+
+
+def wave_channels(frames: int, height: int, width: int, device: torch.device | None = None) -> Tensor:
+    """Sines and cosines of the place from which what drifts at one of `SPEEDS` has come, along each coordinate,
+    [128, frames, height, width] float32; in the reference, frame 0, of the place itself."""
+    longer = max(height, width)
+    rows, columns = ((torch.arange(n, dtype=torch.float32, device=device) + 0.5) / longer for n in (height, width))
+    moments = torch.arange(frames, dtype=torch.float32, device=device)[:, None, None]
+    waves = [
+        wave(2 * torch.pi * f * (axis - speed * moments)).expand(frames, height, width)
+        for speed in SPEEDS
+        for axis in (rows[:, None], columns[None])
+        for f in WAVE_FREQUENCIES
+        for wave in (torch.sin, torch.cos)
+    ]
+    return torch.stack(waves)
+
+
+def told_channels(frames: int, height: int, width: int, device: torch.device | None = None) -> Tensor:
+    """Places, moments, a flag on the reference, waves: [frames, height*width, 165] float32 in [-1, 1].
+
+    Made where they are used: a copy from the CPU in every step makes a GPU wait, and no CUDA graph can hold it.
+    """
+    places = repeat(place_channels(height, width, device), "c h w -> c f h w", f=frames)
+    moments = repeat(moment_channels(frames, device), "c f -> c f h w", h=height, w=width)
+    flag = torch.zeros(1, frames, height, width, device=device)
+    flag[:, 0] = 1
+    told = torch.cat([places, moments, flag, wave_channels(frames, height, width, device)])
+    return rearrange(told, "c f h w -> f (h w) c")
+
+
+def drift_rows(right: float, down: float) -> Tensor:
+    """Which of the told channels are the waves of a place that drifts so: one-hot rows, [16, 165], frequency by
+    frequency, of rows and columns, sine and cosine. right, down: longer sides a frame, each 0 or of `SPEEDS`.
+
+    The product of these waves with those of a place that stands still is largest at the place from which what drifts
+    has come.
+    """
+    rows = torch.zeros(len(WAVE_FREQUENCIES), 2, 2, NUM_TOLD)
+    for i, frequency in enumerate(WAVE_FREQUENCIES):
+        for axis, speed in enumerate((down, right)):
+            if speed == 0:
+                pair = 2 * FREQUENCIES.index(frequency) + axis
+                first = 2 * pair
+            else:
+                pair = (2 * SPEEDS.index(speed) + axis) * len(WAVE_FREQUENCIES) + i
+                first = NUM_POSITION_CHANNELS + 2 * pair
+            rows[i, axis, [0, 1], [first, first + 1]] = 1
+    return rows.flatten(0, 2)
