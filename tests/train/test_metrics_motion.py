@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from xdyna_train.metrics.intervals import bootstrap, correlation
-from xdyna_train.metrics.motion import flicker, flowing, measure_flow, motion_energy
+from xdyna_train.metrics.motion import flicker, flowing, measure_flow, motion_energy, motion_followed
 from xdyna_train.puppets import Identity, Motion, Scene, render_clip
 
 HEIGHT, WIDTH, FRAMES = 112, 64, 16
@@ -74,6 +74,34 @@ def test_flicker_is_noise_where_the_truth_rests_and_not_the_figure() -> None:
     # Two independent normal numbers differ by 2 / sqrt(pi) standard deviations on average.
     assert flicker(truth + noise, truth) == pytest.approx(0.02 * 2 / np.sqrt(np.pi), rel=0.02)
     assert flicker(truth[::-1], truth) > 0
+
+
+def test_how_much_of_the_truth_s_motion_is_there() -> None:
+    """The flow's size does not tell a faint motion from a whole one, and what flickers beside it misleads it."""
+    rng = np.random.default_rng(3)
+    sheet, still = rng.random((1, 60, 50, 3)), rng.random((1, 60, 50, 3))
+    truth = np.concatenate([np.roll(sheet, 2 * k, 1) for k in range(FRAMES)]).astype(np.float32)
+    faint = 0.2 * truth + 0.5
+    pulsing = (faint + rng.normal(0, 0.5, (FRAMES, 1, 1, 1)) * still).astype(np.float32)
+    where = rng.random(truth.shape[:3]) < 0.8
+    assert measure_flow(faint, where) == pytest.approx((0, 2), abs=0.1)
+    assert measure_flow(pulsing, where) != pytest.approx((0, 2), abs=0.3)
+    assert motion_followed(truth, truth, where) == pytest.approx(1)
+    assert motion_followed(faint, truth, where) == pytest.approx(0.2)
+    assert motion_followed(pulsing, truth, where) == pytest.approx(0.2, abs=0.02)
+    other = np.concatenate([np.roll(still, 2 * k, 1) for k in range(FRAMES)])
+    assert motion_followed(other, truth, where) == pytest.approx(0, abs=0.05)
+
+
+def test_only_what_is_looked_at_counts_and_may_move() -> None:
+    rng = np.random.default_rng(4)
+    truth, result = rng.random((2, 5, 6, 7, 3))
+    where = np.ones((5, 6, 7), bool)
+    where[:, :, 3:] = False
+    result[:, :, :3] = truth[:, :, :3] + rng.random((6, 3, 3))
+    assert motion_followed(result, truth, where) == pytest.approx(1)
+    assert np.isnan(motion_followed(result, truth[:1].repeat(5, 0), where))
+    assert motion_followed(result[:1].repeat(5, 0), truth, where) == pytest.approx(0, abs=1e-9)
 
 
 def test_energy_is_the_mean_change() -> None:

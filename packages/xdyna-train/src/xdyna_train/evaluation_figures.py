@@ -11,7 +11,7 @@ from xdyna_train.metrics.colour import PARTS, colour_error
 from xdyna_train.metrics.expression import READ, ReadOut
 from xdyna_train.metrics.intervals import correlation
 from xdyna_train.metrics.joints import joints_on_figure
-from xdyna_train.metrics.motion import flicker, measure_flow, motion_energy
+from xdyna_train.metrics.motion import flicker, measure_flow, motion_energy, motion_followed
 from xdyna_train.metrics.retrieval import retrieved
 from xdyna_train.metrics.silhouette import find_figure, intersection_over_union
 
@@ -24,6 +24,7 @@ class Measured:
 
     iou, joints, retrieved: [N], 0 to 1. colour: [N, 4] errors of `PARTS`, 0 to 1, NaN where a part is not seen.
     reading: [N, F, 2] of mouth and eyes. flow: [N, 2] pixels a frame (right, down), NaN where nothing drifts.
+    followed: [N], how much of the truth's motion the scene shows, NaN where it does not move.
     energy: [N] where the scene moves, NaN in rooms. flicker: [N] where nothing moves, NaN elsewhere than in rooms.
     """
 
@@ -33,6 +34,7 @@ class Measured:
     colour: np.ndarray
     reading: np.ndarray
     flow: np.ndarray
+    followed: np.ndarray
     energy: np.ndarray
     flicker: np.ndarray
 
@@ -62,6 +64,7 @@ def _measure(case: Case, frames: np.ndarray, own: int, masks: np.ndarray, read_o
         colour_errors(case, frames),
         read_out(frames, case.heads),
         np.array(measure_flow(frames[window], case.flowing[window]) if drifts else (np.nan, np.nan)),
+        np.float64(motion_followed(frames, truth, case.flowing)),
         np.float64(motion_energy(frames, case.flowing)),
         np.float64(flicker(frames, truth) if still else np.nan),
     )
@@ -213,6 +216,7 @@ FIGURES = (
         Figure(f"{kind} flow off the truth's direction, degrees", lambda c, kind=kind: flow_angle(c, [kind]), high=45.0)
         for kind in FLOWING
     ),
+    Figure("scene motion that is the truth's / its size", lambda c: _mean(c.model.followed)),
     Figure("motion energy less flicker / the truth's", energy_ratio, low=0.6, high=1.5),
     FLICKER,
 )

@@ -1,4 +1,5 @@
-"""How the scene moves: the direction and size of its flow, its energy, and flicker where nothing moves."""
+"""How the scene moves: direction and size of its flow, how much of the truth's motion it shows, its energy, and flicker
+where nothing moves."""
 
 import numpy as np
 from einops import reduce
@@ -61,6 +62,20 @@ def motion_energy(frames: np.ndarray, where: np.ndarray) -> float:
     return float(np.abs(np.diff(frames, axis=0)).mean(-1)[both].mean()) if both.any() else float("nan")
 
 
+def motion_followed(frames: np.ndarray, truth: np.ndarray, where: np.ndarray) -> float:
+    """How much of the truth's motion the frames show: 1 for all of it, 0 for none, or for motion that is another.
+
+    The slope of what changes in the frames, each pixel less its mean over the times that `where` has it, on what
+    changes in the truth. A faint drift of the right speed has a small slope, where `measure_flow` reads it as whole;
+    flicker beside it, which misleads `measure_flow`, takes nothing away.
+
+    frames, truth: [F, H, W, 3] float32 in [0, 1]. where: [F, H, W] bool. NaN where the truth does not change.
+    """
+    shown, true = (_about_mean(part.astype(np.float64), where) for part in (frames, truth))
+    size = (true**2).sum()
+    return float((shown * true).sum() / size) if size > 1e-9 else float("nan")  # less is rounding
+
+
 def flicker(frames: np.ndarray, truth: np.ndarray) -> float:
     """Mean absolute difference of neighbouring frames, 0 to 1, where the truth's neighbours are the same.
 
@@ -73,10 +88,15 @@ def flicker(frames: np.ndarray, truth: np.ndarray) -> float:
 def _moving(frames: np.ndarray, free: np.ndarray) -> np.ndarray:
     """Brightness less its mean over the times a pixel is free, a little smoothed: the peaks of thin streaks fall
     between pixels otherwise. 0 where a pixel is not free. [F, H, W] float64."""
-    grey = reduce(frames.astype(np.float64), "f h w c -> f h w", "mean")
-    mean = (grey * free).sum(0) / np.maximum(free.sum(0), 1)
+    grey = reduce(frames.astype(np.float64), "f h w c -> f h w 1", "mean")
     weight = free.astype(np.float64)
-    return free * _smooth((grey - mean) * weight) / np.maximum(_smooth(weight), 1e-9)
+    return free * _smooth(_about_mean(grey, free)[..., 0]) / np.maximum(_smooth(weight), 1e-9)
+
+
+def _about_mean(frames: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """[F, H, W, C] less its mean over the times that `where` [F, H, W] has, 0 where it does not."""
+    weight = where[..., None]
+    return weight * (frames - (frames * weight).sum(0) / np.maximum(weight.sum(0), 1))
 
 
 def _smooth(pictures: np.ndarray) -> np.ndarray:
