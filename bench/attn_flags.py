@@ -2,11 +2,11 @@
 
 import argparse
 from dataclasses import dataclass
-from pathlib import Path
 
 import opponents
 import roofline
 import torch
+from output_file import output_file
 from shapes import DIRECTIONS, DTYPES, LEVELS, MIDDLE_LEVELS, SMALL_LEVELS, Shape
 
 
@@ -63,11 +63,6 @@ def parse(description: str | None, arguments: list[str] | None) -> tuple[argpars
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """What would otherwise only be found out when something is to be written or drawn."""
-    for path in filter(None, (options.json, options.plot)):
-        if not path.parent.is_dir():
-            parser.error(f"there is no folder {path.parent}")
-        if path.is_dir():
-            parser.error(f"{path} is a folder")
     if options.plot and not roofline.draws(options.plot):
         parser.error(f"--plot: matplotlib draws no {options.plot.suffix}")
     if not -(2**63) <= options.seed < 2**64:
@@ -127,6 +122,6 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--parity-only", action="store_true", help="time nothing")
     parser.add_argument("--no-compile-report", action="store_true", help="leave the compile report out on a CPU")
-    parser.add_argument("--json", type=Path, help="write rows and facts here, after every table")
-    parser.add_argument("--plot", type=Path, help="draw the roofline picture here (needs matplotlib)")
+    parser.add_argument("--json", type=output_file, help="write rows and facts here, after every table")
+    parser.add_argument("--plot", type=output_file, help="draw the roofline picture here (needs matplotlib)")
     return parser

@@ -10,9 +10,9 @@ import platform
 import resource
 import statistics
 import time
-from pathlib import Path
 
 import torch
+from output_file import output_file
 from torch import nn
 from xdyna_model.devices import DTYPES, return_freed_memory
 from xdyna_model.unet import XDynaUNet
@@ -67,8 +67,10 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--repeats", type=int, default=3, help="timed steps after the first (3)")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--json", type=output_file, help="write the figures here too")
     options = parser.parse_args()
+    if min(options.frames, options.height, options.width, options.repeats + 1) < 1:
+        parser.error("--frames, --height and --width from 1, --repeats from 0")
 
     return_freed_memory()  # as `xdyna animate` does
     torch.manual_seed(0)

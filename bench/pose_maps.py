@@ -16,6 +16,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from output_file import output_file
 from PIL import Image
 from published_joints import read_joints
 from xdyna_model.detectors import BODY, Detector, Person
@@ -153,8 +154,8 @@ def main() -> int:
     parser.add_argument("--driving", type=Path, action="append", required=True, help="driving video; repeatable")
     parser.add_argument("--published", type=Path, action="append", required=True, help="its published skeleton video")
     parser.add_argument("--frames", type=int, help="compare this many, evenly spaced; detection runs on all")
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--out", type=Path, help="write a sheet of examples here")
+    parser.add_argument("--json", type=output_file, help="write the figures here")
+    parser.add_argument("--out", type=output_file, help="write a sheet of examples here")
     options = parser.parse_args()
     if len(options.driving) != len(options.published):
         parser.error("give as many --published as --driving")

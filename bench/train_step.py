@@ -17,6 +17,7 @@ from pathlib import Path
 import machine
 import torch
 from diffusers import AutoencoderKL, ControlNetModel
+from output_file import output_file
 from torch import nn
 from transformers import (
     CLIPImageProcessorPil,
@@ -104,7 +105,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="clips of a step (1)")
     parser.add_argument("--steps", type=int, default=6, help="the first is left out of the medians (6)")
     parser.add_argument("--workers", type=int, default=2, help="processes that make clips (2)")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--json", type=output_file, help="write the figures here too")
     options = parser.parse_args()
     if min(options.batch, options.workers + 1) < 1 or options.steps < 2:
         parser.error("--batch from 1, --steps from 2, --workers from 0")
