@@ -137,6 +137,7 @@ def test_positional_unet_is_the_denoiser_with_more_input(untrained, num_told):
     told = INPUT_AMPLITUDE * told_channels(f, h, w)[..., :num_told].unflatten(1, (h, w)).permute(3, 0, 1, 2)
     with torch.no_grad():
         ours = unet(sample, torch.tensor([3, 700]), text, image).sample
+        unet.layout.begin((h, w))
         stacked = torch.cat([sample, told.expand(b, -1, -1, -1, -1)], 1)
         by_hand = XDynaUNet.forward(unet, stacked, torch.tensor([3, 700]), text, image).sample
     assert torch.equal(ours, by_hand)
@@ -149,32 +150,46 @@ def test_a_denoiser_that_was_told_less_is_refused(untrained):
 
 @pytest.mark.parametrize("size", [CPU_SIZE, GPU_SIZE])
 def test_untrained_heads_look_where_their_fan_says(size):
-    """At full noise, in the third frame: what noise and content make of queries and keys does not turn them away."""
-    unet = nano_pipeline(size=size).unet
-    looks: list[tuple[torch.Tensor, torch.Tensor]] = []  # of a head at full size: its best key's (row, column)
+    """At full noise, eight frames on: what noise and content make of queries and keys does not turn them away."""
+    unet, moment = nano_pipeline(size=size).unet, 8
+    looks: dict[str, torch.Tensor] = {}  # of each head, the token of its best key: [heads, tokens]
 
-    def watch(attn: Attention, inputs: tuple) -> None:
-        if len(inputs[0][0]) == 448:
+    def watch(name: str):
+        def look(attn: Attention, inputs: tuple) -> None:
             layers = [attn.to_q, attn.to_k, attn.to_v, attn.processor.to_q_ref]
-            _, k, _, q_ref = (
-                part.unflatten(-1, (attn.heads, -1)) for part in attn.processor._project(inputs[0], layers)
-            )
-            best = torch.einsum("nhd,mhd->hnm", q_ref[3], k[0]).argmax(-1).unflatten(-1, (28, 16))
-            looks.extend((head // 16, head % 16) for head in best)
+            parts = attn.processor._project(inputs[0], layers)
+            _, k, _, q_ref = (part.unflatten(-1, (attn.heads, -1)) for part in parts)
+            looks[name] = torch.einsum("nhd,mhd->hnm", q_ref[moment], k[0]).argmax(-1)
 
-    adapted = [m for m in unet.modules() if isinstance(getattr(m, "processor", None), PositionalAdapter)]
-    for module in adapted:
-        module.register_forward_pre_hook(watch)
-    sample = torch.randn(1, 48, 4, 28, 16, generator=torch.Generator().manual_seed(0))
+        return look
+
+    for name, module in unet.named_modules():
+        if isinstance(getattr(module, "processor", None), PositionalAdapter):
+            module.register_forward_pre_hook(watch(name))
+    sample = torch.randn(1, 48, 1 + moment, 28, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         unet(sample, torch.tensor(999), torch.zeros(1, 8, 32), torch.zeros(1, 16, 32))
-    heads = size["num_attention_heads"][0]
-    drifts = [FANS[index % 2][head] for index in (0, 7, 8) for head in range(heads)]  # of ten attentions, in turns
-    inner = (slice(4, 24), slice(4, 12))
-    for (row, column), (right, down) in zip(looks, drifts, strict=True):
-        from_row, from_column = torch.arange(28.0)[:, None] - 28 * 3 * down, torch.arange(16.0) - 28 * 3 * right
-        near = ((row - from_row).abs() <= 1) & ((column - from_column).abs() <= 1)
-        assert near[inner].float().mean() > 0.8
+
+    def share_near(best: torch.Tensor, drift: tuple[float, float]) -> float:
+        """Of the places whose content came from inside of the picture, how many look within a latent of there."""
+        height, width = {448: (28, 16), 112: (14, 8), 28: (7, 4)}[len(best)]
+        rows = torch.arange(height)[:, None] - height * moment * drift[1]
+        columns = torch.arange(width) - height * moment * drift[0]
+        row, column = (part.view(height, width) for part in (best // width, best % width))
+        near = ((row - rows).abs() <= 1) & ((column - columns).abs() <= 1)
+        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+        return float(near[inside].float().mean())
+
+    still, fine = FANS[0][0], 0
+    assert len(looks) == 10
+    for name, heads in looks.items():
+        coarse = name.startswith(("down_blocks.2", "mid_block", "up_blocks.0"))
+        fan = (still,) if coarse else FANS[fine % 2]
+        fine += not coarse
+        for head, best in enumerate(heads):
+            assert share_near(best, fan[head % len(fan)]) > 0.8
+            if fan[head % len(fan)] != still and len(best) == 448:  # a latent is too much of a drift on fewer
+                assert share_near(best, still) < 0.5
 
 
 @pytest.mark.parametrize("size", [CPU_SIZE, GPU_SIZE])

@@ -18,7 +18,7 @@ from xdyna_model import tiny
 from xdyna_model.image_tokens import ImageProjection
 from xdyna_model.pipeline import XDynaPipeline
 from xdyna_model.pixel_codec import PixelCodec
-from xdyna_model.positional_encoding import NUM_POSITION_CHANNELS, drift_rows
+from xdyna_model.positional_encoding import NUM_DRIFT_ROWS, NUM_POSITION_CHANNELS, drift_rows
 from xdyna_model.positional_unet import PositionalAdapter, PositionalUNet
 
 PATCH = 4
@@ -32,7 +32,7 @@ BACKBONE: dict[str, Any] = {
 CPU_SIZE: dict[str, Any] = {"block_out_channels": (32, 96, 128), "num_attention_heads": (2, 4, 4)}
 GPU_SIZE: dict[str, Any] = {"block_out_channels": (64, 96, 96), "num_attention_heads": (4, 4, 4)}
 # Where the heads of reference queries look at first: at the place itself, or at one that has drifted so, (right, down)
-# in longer sides a frame. The attentions take the fans by turns.
+# in longer sides a frame. The attentions of the two finer levels take the fans by turns.
 STILL = (0.0, 0.0)
 FANS = (
     (STILL, (0.0, 0.02), (0.015, 0.0), STILL),
@@ -104,17 +104,20 @@ def nano_pipeline(seed: int = 0, size: dict[str, Any] = CPU_SIZE) -> XDynaPipeli
 
 @torch.no_grad()
 def _look_at_places(unet: PositionalUNet) -> None:
-    """Starts reference queries and keys so that each head looks at one place of the reference, as `FANS` say. Found
-    from random queries, that took most of the training."""
+    """Starts reference queries and keys so that each head looks at one place of the reference. Found from random
+    queries, that took most of the training. At the coarsest level, whose latents do not resolve the waves of what
+    drifts, all heads look at the place itself."""
+    coarse = {
+        module for block in (unet.down_blocks[-1], unet.mid_block, unet.up_blocks[0]) for module in block.modules()
+    }
     fans, still = itertools.cycle(FANS), drift_rows(*STILL)
     for module in unet.modules():
         if isinstance(module, Attention) and isinstance(module.processor, PositionalAdapter):
-            adapter = module.processor
+            adapter, size = module.processor, module.inner_dim // module.heads
             for layer in (adapter.to_q_place, adapter.to_k_place, adapter.to_q_ref_place):
                 layer.weight.zero_()
-            size = module.inner_dim // module.heads
-            used = min(size // 4 * 4, len(still))  # the highest frequencies, where not all find room
-            for head, drift in zip(range(module.heads), itertools.cycle(next(fans))):
-                rows = slice(head * size, head * size + used)
-                adapter.to_k_place.weight[rows] = PLACE_GAIN * still[-used:]
-                adapter.to_q_ref_place.weight[rows] = PLACE_GAIN * drift_rows(*drift)[-used:]
+            fan = (STILL,) if module in coarse else next(fans)
+            for head, drift in zip(range(module.heads), itertools.cycle(fan)):
+                rows = slice(head * size, head * size + NUM_DRIFT_ROWS)
+                adapter.to_k_place.weight[rows] = PLACE_GAIN * still
+                adapter.to_q_ref_place.weight[rows] = PLACE_GAIN * drift_rows(*drift)

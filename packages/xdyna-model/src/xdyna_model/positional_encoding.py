@@ -13,6 +13,7 @@ WAVE_FREQUENCIES = (1.0, 2.0, 4.0, 8.0)  # cycles over the longer side
 # Longer sides a frame, along either coordinate; what drifts at others is told by the nearest.
 SPEEDS = (-0.02, -0.015, -0.01, -0.005, 0.005, 0.01, 0.015, 0.02)
 NUM_POSITION_CHANNELS = 4 * len(FREQUENCIES) + 2 * len(MOMENT_FREQUENCIES) + 1
+NUM_DRIFT_ROWS = 4 * len(WAVE_FREQUENCIES)
 NUM_TOLD = NUM_POSITION_CHANNELS + 4 * len(WAVE_FREQUENCIES) * len(SPEEDS)
 
 
@@ -69,7 +70,8 @@ def drift_rows(right: float, down: float) -> Tensor:
     frequency, of rows and columns, sine and cosine. right, down: longer sides a frame, each 0 or of `SPEEDS`.
 
     The product of these waves with those of a place that stands still is largest at the place from which what drifts
-    has come.
+    has come; where that lies outside of the picture, at the same place one longer side away, as the slowest wave has
+    that period. Fewer latents along the longer side than 14 do not resolve the fastest wave's drift.
     """
     rows = torch.zeros(len(WAVE_FREQUENCIES), 2, 2, NUM_TOLD)
     for i, frequency in enumerate(WAVE_FREQUENCIES):

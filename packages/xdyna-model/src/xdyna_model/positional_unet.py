@@ -26,7 +26,7 @@ INPUT_AMPLITUDE = 0.375
 
 @dataclass
 class TellingLayout(ClipLayout):
-    """A layout that also knows where and when every token lies."""
+    """A layout that also knows where and when every token lies, in the call of the denoiser that began last."""
 
     size: tuple[int, int] = (1, 1)
     _told: dict[int, Tensor] = field(default_factory=dict)
@@ -81,6 +81,9 @@ class PositionalUNet(XDynaUNet):
     From scratch, attention does not find "the same place in the reference" without them. Takes the configuration of
     `XDynaUNet`; `in_channels` counts the latents' channels and `NUM_POSITION_CHANNELS` together, or `NUM_TOLD` where
     the input has the waves of places that drift, too. ValueError is raised where it is another number.
+
+    Moments count from the reference: in a window of a long clip, from the window's start, so that what drifts starts
+    anew in each.
     """
 
     layout: TellingLayout

@@ -54,9 +54,10 @@ class Config:
         processes, and where gradients are accumulated or checkpointed.
     model: where training starts from; see `starts.py`.
     data: digest of the data set, "" for puppets: a run is not resumed with another.
-    note: what the preset reached, all on 2026-11-26: "nano", "nano-more" and "nano-finish" before scenes drifted at one
-        speed, which makes other cases, and with coarse gradients of attention (see `engine.attention_for`); none but
-        "nano-gpu-finish" with the waves of `positional_unet` in the input.
+    note: what the preset reached, all on 2026-11-26 and before queries and keys were told of places (see
+        `positional_unet`), which changes how a nano model starts: "nano", "nano-more" and "nano-finish" also before
+        scenes drifted at one speed, which makes other cases, and with coarse gradients of attention (see
+        `engine.attention_for`).
     """
 
     stages: tuple[Stage, ...]

@@ -159,6 +159,11 @@ def flow_angle(c: Comparison, kinds: Sequence[str] = FLOWING) -> float:
     return _median(np.degrees(np.arccos(np.clip(np.where(size > 0, along / np.where(size > 0, size, 1), 0), -1, 1))))
 
 
+def followed(c: Comparison) -> float:
+    """Median over the cases whose scene moves."""
+    return _median(c.model.followed[np.isfinite(c.model.followed)])
+
+
 def room_flicker(c: Comparison) -> float:
     return _mean(c.model.flicker)
 
@@ -216,7 +221,7 @@ FIGURES = (
         Figure(f"{kind} flow off the truth's direction, degrees", lambda c, kind=kind: flow_angle(c, [kind]), high=45.0)
         for kind in FLOWING
     ),
-    Figure("scene motion that is the truth's / its size", lambda c: _mean(c.model.followed)),
+    Figure("scene motion followed, of the truth's", followed),
     Figure("motion energy less flicker / the truth's", energy_ratio, low=0.6, high=1.5),
     FLICKER,
 )

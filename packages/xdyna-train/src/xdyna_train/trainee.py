@@ -1,6 +1,7 @@
 """The trained nets as one module, and the parts that stages train or freeze."""
 
 import hashlib
+import re
 from collections.abc import Iterable
 
 import torch
@@ -10,6 +11,9 @@ from xdyna_model.controlnets import control_residuals
 from xdyna_model.pipeline import XDynaPipeline
 
 from xdyna_train.config import Part
+
+# The keys' places, as the keys, belong to the backbone.
+_ADAPTER = re.compile(r"\.processor\.to_(q_ref|q_ref_place|out_ref)\.")
 
 
 class Trainee(nn.Module):
@@ -42,7 +46,7 @@ def part_of(name: str) -> Part:
     match net:
         case "controlnet" | "controlnet_face" | "image_projection":
             return net
-        case _ if ".processor.to_q_ref" in inner or ".processor.to_out_ref" in inner:
+        case _ if _ADAPTER.search(inner):
             return "adapter"
         case _ if "motion_modules." in inner:
             return "motion"

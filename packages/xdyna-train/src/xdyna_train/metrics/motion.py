@@ -63,11 +63,12 @@ def motion_energy(frames: np.ndarray, where: np.ndarray) -> float:
 
 
 def motion_followed(frames: np.ndarray, truth: np.ndarray, where: np.ndarray) -> float:
-    """How much of the truth's motion the frames show: 1 for all of it, 0 for none, or for motion that is another.
+    """How much of the truth's motion the frames show: 1 for all of it, about 0 for none or for another.
 
     The slope of what changes in the frames, each pixel less its mean over the times that `where` has it, on what
     changes in the truth. A faint drift of the right speed has a small slope, where `measure_flow` reads it as whole;
-    flicker beside it, which misleads `measure_flow`, takes nothing away.
+    flicker beside it, which misleads `measure_flow`, changes it on average by nothing. Above 1 where contrasts are
+    larger than the truth's.
 
     frames, truth: [F, H, W, 3] float32 in [0, 1]. where: [F, H, W] bool. NaN where the truth does not change.
     """
