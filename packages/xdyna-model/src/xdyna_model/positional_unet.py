@@ -19,8 +19,8 @@ from xdyna_model.dynamics_adapter import DynamicsAdapter
 from xdyna_model.positional_encoding import NUM_POSITION_CHANNELS, NUM_TOLD, told_channels
 from xdyna_model.unet import XDynaUNet, with_released_defaults
 
-# Beside the latents, which are many more and fainter: told louder, they are most of what the first norm lets through,
-# and a model from scratch learns what pictures hold the later.
+# Of what the input is told, beside the latents. Eight times louder, it was most of what the first norm lets through,
+# and a model from scratch learned the later what pictures hold.
 INPUT_AMPLITUDE = 0.375
 
 
