@@ -112,7 +112,7 @@ def test_queries_and_keys_are_told_and_values_are_not():
     layout = TellingLayout(num_frames=3)
     layout.begin((4, 2))
     told, plain = _attention(PositionalAdapter, layout), _attention(DynamicsAdapter, layout)
-    plain.load_state_dict(told.state_dict(), strict=False)
+    plain.load_state_dict({name: weight for name, weight in told.state_dict().items() if "_place." not in name})
     x = torch.randn(2 * 3, 8, 32)
     place = told.processor
     assert isinstance(place, PositionalAdapter)

@@ -116,7 +116,7 @@ def denoiser(backbone: UNet2DConditionModel, motion: Path, ip_adapter: Path) -> 
     shapes = {name: tensor.shape for name, tensor in unet.state_dict().items() if not _ADAPTER.search(name)}
     with naming(motion if any(".motion_modules." in name for name in state.keys() ^ shapes.keys()) else ip_adapter):
         checkpoints.check("denoiser", state, shapes)
-    unet.load_state_dict(state, strict=False)  # all but the adapters, as `check` has just made sure
+    unet.load_state_dict(unet.state_dict() | state)  # the adapters are in no file
     unet.reset_adapters()
     return unet.eval()
 
