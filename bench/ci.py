@@ -10,7 +10,7 @@ Where there is nothing to compare with (no history, no kernels in BASE, or they 
 one line and passes.
 
 Of 1000 drawn comparisons of one commit with itself, none failed; of 200 with "sdpa" a quarter slower, 198 did
-(tests/bench/test_ci.py, from runs recorded while other work loaded both cores).
+(tests/bench/test_ci_spreads.py, from runs recorded while other work loaded both cores).
 """
 
 import argparse

@@ -1,24 +1,15 @@
 """bench/parity.py: its limits leave room for what is right, and none for what is a little wrong."""
 
-import importlib
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 import xdyna_kernels
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 HALF = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float32, *HALF)
 ROOM = 1.5  # of a limit, above the errors of what is right
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    return importlib.import_module
 
 
 @pytest.fixture
