@@ -1,6 +1,8 @@
-"""Recorded tensors of the released code, with their weights rebuilt."""
+"""Recorded tensors of the released code, with their weights rebuilt; a tiny model's folder; a place to animate in."""
 
 import json
+import shutil
+import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,8 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
+from xdyna_model import animate, cli, driving
+from xdyna_model.tiny import tiny_pipeline
+from xdyna_model.video import write_video
+
+sys.path.insert(0, str(Path(__file__).parent))
+pytest.register_assert_rewrite("cli_stand_ins")
+from cli_stand_ins import FRAMES, Detector, Pipeline  # noqa: E402
+from moving_pictures import moving_square  # noqa: E402
 
 ORACLES = Path(__file__).parent / "oracles"
 
@@ -71,3 +82,46 @@ def oracle() -> Callable[[str], Oracle]:
 @pytest.fixture(scope="session")
 def oracle_json() -> Callable[[str], dict]:
     return lambda name: json.loads((ORACLES / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """The tiny model, saved: not to be changed."""
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tiny_folder, tmp_path):
+    """A copy of the tiny model to break."""
+    return shutil.copytree(tiny_folder, tmp_path / "model")
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    """Twelve frames of a moving square, eight a second."""
+    path = tmp_path / "dance.mp4"
+    write_video(path, moving_square(), fps=8)
+    return path
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    """What `xdyna animate` gets for a model."""
+    pipeline = Pipeline()
+    monkeypatch.setattr(animate, "load", lambda *_: pipeline)
+    return pipeline
+
+
+@pytest.fixture
+def current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a photo and videos in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "quiet", lambda: None)
+    monkeypatch.setattr(driving, "MediapipeDetector", Detector)
+    Image.new("RGB", (80, 100), (90, 120, 60)).save("photo.png")
+    ramp = np.linspace(0, 255, FRAMES)[:, None, None, None]
+    for index, name in enumerate(["dance", "pose", "local", "global"]):
+        write_video(f"{name}.mp4", np.broadcast_to(ramp / (index + 1), (FRAMES, 128, 64, 3)).astype(np.uint8), fps=8)
+    return tmp_path

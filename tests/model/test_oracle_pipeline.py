@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL, ControlNetModel
 from einops import rearrange
 from xdyna_model.checkpoints import controlnet_config, convert_controlnet, convert_unet, unet_config
 from xdyna_model.conditions import Conditions
-from xdyna_model.pipeline import EncodedReference
+from xdyna_model.reference_encoding import EncodedReference
 from xdyna_model.sampling import blur, initial_latents, released_scheduler
 from xdyna_model.tiny import tiny_pipeline
 from xdyna_model.unet import XDynaUNet

@@ -1,4 +1,4 @@
-"""A model and clips so small that a step of training takes a moment, and children that may be killed."""
+"""A model and clips so small that a step of training takes a moment, children that may be killed, and a data set."""
 
 import json
 import os
@@ -27,6 +27,11 @@ from xdyna_train.clips import Example, Kind
 from xdyna_train.config import EVERYTHING, Config, Stage
 from xdyna_train.journal import METRICS
 from xdyna_train.train import fit
+
+sys.path.insert(0, str(Path(__file__).parent))
+import suit_films
+
+pytest.register_assert_rewrite("stored_puppets")
 
 SIZE = 32
 BACKBONE: dict[str, Any] = {"block_out_channels": (32, 32), "layers_per_block": 1, "norm_num_groups": 8}
@@ -223,6 +228,22 @@ def same_curve() -> Callable[[Path, Path], None]:
         assert [line["clips"] for line in ours] == [line["clips"] for line in theirs]
 
     return same_curve
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what `suit_films.film` makes: nothing in it is to be changed, no video to be added."""
+    folder = tmp_path_factory.mktemp("videos")
+    suit_films.film(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data set of `videos`: not to be changed."""
+    out = tmp_path_factory.mktemp("out") / "set"
+    suit_films.run(videos, out)
+    return out
 
 
 def start(function: Callable[[], None], **environment: str) -> int:

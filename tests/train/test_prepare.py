@@ -1,105 +1,22 @@
-"""From a folder of videos to a data set: what is kept, what is dropped and why, and that a killed run loses nothing."""
+"""From a folder of videos to a data set: what is kept, what is dropped and why, and what is refused from the start."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ray import cloudpickle
 from xdyna_model.detectors import Person
 from xdyna_model.errors import InputError
-from xdyna_model.video import crop_and_resize, write_video
+from xdyna_model.video import crop_and_resize
 from xdyna_train.cli import main
 from xdyna_train.prepare import find_videos, prepare
 from xdyna_train.prepare_options import PrepareOptions
-from xdyna_train.prepare_video import MOST_TRIES
-from xdyna_train.puppets import sample_clip
 from xdyna_train.shards import ShardReader
 
-OPTIONS = PrepareOptions(height=128, width=64, max_enlargement=4.0, max_seconds=2.0, min_quality=0.1)
-FPS = 8
-HEIGHT, WIDTH = 144, 240
-SUIT = np.array((255, 0, 255))
-
-
-class SuitFinder:
-    """Finds whoever wears a suit of pure magenta: fourteen joints on the sides of the suit, and the suit as mask."""
-
-    def __init__(self) -> None:
-        self.frames = 0
-
-    def restart(self) -> None:
-        self.frames = 0
-
-    def person(self, frame: np.ndarray) -> Person | None:
-        self.frames += 1
-        rows, columns = np.nonzero(self.mask(frame))
-        if len(rows) < 30:
-            return None
-        body = np.ones((14, 3), np.float32)
-        body[:, 0] = np.linspace(columns.min(), columns.max(), 14)
-        body[:, 1] = np.linspace(rows.min(), rows.max(), 14)
-        return Person(body, np.zeros((2, 21, 3), np.float32), np.zeros((68, 3), np.float32))
-
-    def mask(self, frame: np.ndarray) -> np.ndarray:
-        return np.abs(frame.astype(int) - SUIT).max(-1) < 90
-
-
-def make_finder(options: PrepareOptions) -> SuitFinder:
-    return SuitFinder()
-
-
-def run(source: Path, out: Path, options: PrepareOptions = OPTIONS, **more):
-    return prepare(source, out, options, workers=0, clips_per_shard=2, make_finder=make_finder, **more)
-
-
-def place(kind: str, num_frames: int, seed: int = 1) -> np.ndarray:
-    frames = sample_clip(np.random.default_rng(seed), num_frames, HEIGHT, WIDTH, kind, people=False)
-    return np.stack([frame.rgb for frame in frames])
-
-
-def walk(frames: np.ndarray, start: float, step: float, height: int = 80) -> np.ndarray:
-    """Somebody in a suit walks through, its left side from `start` on, `step` pixels a frame."""
-    walked = frames.copy()
-    for index, frame in enumerate(walked):
-        left = round(start + step * index)
-        frame[40 : 40 + height, left : left + height // 3] = SUIT
-    return walked
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("videos")
-    (folder / "deep").mkdir()
-    grass, ocean = place("grass", 12), place("ocean", 40)
-    films = {
-        "deep/cut.mp4": [*walk(grass, 60, 1), *place("room", 5), *place("stars", 12)],  # a human, too short, a scene
-        "long.mp4": ocean,  # three pieces
-        "comes-late.mp4": [*grass[:6], *walk(grass[6:], 60, 1)],
-        "far-away.mp4": walk(grass, 60, 0, height=18),
-        "runs-off.mp4": walk(grass, 10, 18),
-        "blurred.mp4": [np.full_like(grass[0], 90)] * 10,
-    }
-    for name, frames in films.items():
-        write_video(folder / name, frames, FPS, crf=8)
-    whole = (folder / "long.mp4").read_bytes()
-    (folder / "cut-off.mp4").write_bytes(whole[: len(whole) // 2])
-    (folder / "text.mkv").write_text("no video")
-    (folder / "notes.txt").write_text("not even called one")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def prepared(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("out") / "set"
-    run(videos, out)
-    return out
+sys.path.insert(0, str(Path(__file__).parent))
+from suit_films import FPS, OPTIONS, SUIT, SuitFinder, place, run
 
 
 def dropped(out: Path) -> dict[tuple[str, int | None, int | None], str]:
@@ -173,142 +90,6 @@ def test_the_report_adds_up(prepared: Path) -> None:
     assert report["source_hours"] == pytest.approx(report["frames"] / FPS / 3600)
     assert report["kept_hours"] == pytest.approx((12 + 12 + 40) / FPS / 3600)
     assert 0 < report["core_hours"] < 1
-
-
-# Restarting
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    """Everything that does not tell of time."""
-    files = {path.relative_to(out).as_posix(): path for path in out.rglob("*") if path.is_file()}
-    return {
-        name: path.read_bytes() for name, path in files.items() if not name.endswith(("report.json", "result.json"))
-    }
-
-
-KILLED = """
-    import os, signal, sys
-    from pathlib import Path
-    sys.path.insert(0, {tests!r})
-    import test_prepare
-
-    countdown = int(sys.argv[1])
-
-    class Mortal(test_prepare.SuitFinder):
-        def restart(self):
-            global countdown
-            countdown -= 1
-            if countdown == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            super().restart()
-
-    test_prepare.make_finder = lambda options: Mortal()
-    test_prepare.run(Path(sys.argv[2]), Path(sys.argv[3]))
-"""
-
-
-def test_a_killed_run_is_taken_up(videos: Path, prepared: Path, tmp_path: Path) -> None:
-    moment = 5  # in the second video that shows somebody
-    script = textwrap.dedent(KILLED).format(tests=str(Path(__file__).parent))
-    command = [sys.executable, "-c", script, str(moment), str(videos), str(tmp_path / "set")]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    with pytest.raises(InputError, match="is no data set"):
-        ShardReader(tmp_path / "set")
-    run(videos, tmp_path / "set")
-    assert contents(tmp_path / "set") == contents(prepared)
-
-
-def test_a_video_that_kills_its_process_is_left_out_in_the_end(videos: Path, tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text(f"{videos / 'deep/cut.mp4'}\n{videos / 'text.mkv'}\n")
-    script = textwrap.dedent(KILLED).format(tests=str(Path(__file__).parent))
-    command = [sys.executable, "-c", script, "1", str(tmp_path / "list.txt"), str(tmp_path / "set")]
-    for _ in range(MOST_TRIES):
-        assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    assert subprocess.run(command, check=False).returncode == 0
-    assert "3 processes died over it" in (tmp_path / "set" / "dropped.jsonl").read_text()
-    # A newer decoder may have come: the next run tries again.
-    assert run(tmp_path / "list.txt", tmp_path / "set").humans > 0
-
-
-def test_a_run_killed_while_merging_is_taken_up(
-    videos: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    out = tmp_path / "set"
-    with monkeypatch.context() as patch:
-        patch.setattr("xdyna_train.prepare.write_manifest", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(videos, out)
-    (out / ".shard-00001.0123abcd.tar").write_bytes(b"a draft")
-    (out / ".manifest.0123abcd.jsonl").write_bytes(b"another")
-    (out / "shard-00007.tar").write_bytes(b"of an earlier list of videos")
-    run(videos, out)
-    assert contents(out) == contents(prepared)
-
-
-def test_a_second_run_does_only_what_is_missing(videos: Path, prepared: Path, tmp_path: Path) -> None:
-    for path in videos.rglob("*.*"):
-        if path.name not in ("long.mp4", "text.mkv"):
-            (tmp_path / "videos" / path.relative_to(videos)).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / "videos" / path.relative_to(videos)).write_bytes(path.read_bytes())
-    out = tmp_path / "set"
-    run(tmp_path / "videos", out)
-    first = contents(out)
-    done: list[tuple[int, int]] = []
-    run(tmp_path / "videos", out, on_video=lambda *numbers: done.append(numbers))
-    assert done == [(6, 6)]  # cut-off.mp4: what could not be read may have arrived
-    assert contents(out) == first
-    done.clear()
-    (tmp_path / "videos" / "long.mp4").write_bytes((videos / "long.mp4").read_bytes())
-    run(tmp_path / "videos", out, on_video=lambda *numbers: done.append(numbers))
-    assert done == [(6, 7), (7, 7)]
-    reader = ShardReader(out)
-    assert {r.name for r in reader.records} == {r.name for r in ShardReader(prepared).records}
-    assert all(len(reader.read(record, 0, record.num_frames).frames) for record in reader.records)
-    assert (out / "shard-00000.tar").read_bytes() == first["shard-00000.tar"]
-
-
-def test_other_options_are_refused(videos: Path, prepared: Path) -> None:
-    with pytest.raises(InputError, match=r"other options \(min_quality 0.1\)"):
-        run(videos, prepared, PrepareOptions(**{**vars(OPTIONS), "min_quality": 0.5}))
-
-
-def test_other_videos_are_refused(videos: Path, prepared: Path, tmp_path: Path) -> None:
-    """Their parts have the same names where their files have."""
-    (tmp_path / "long.mp4").write_bytes((videos / "deep/cut.mp4").read_bytes())
-    with pytest.raises(InputError, match=rf"other options \(source {videos}\)"):
-        run(tmp_path, prepared)
-
-
-def test_shards_of_others_are_left_alone(videos: Path, tmp_path: Path) -> None:
-    (tmp_path / "train-shard-0007.tar").write_bytes(b"somebody's")
-    with pytest.raises(InputError, match="holds another data set"):
-        run(videos, tmp_path)
-    assert (tmp_path / "train-shard-0007.tar").read_bytes() == b"somebody's"
-
-
-def test_two_runs_do_not_share_a_folder(videos: Path, tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text(str(videos / "deep/cut.mp4"))
-    refused: list[str] = []
-
-    def again(*_: int) -> None:
-        with pytest.raises(InputError, match="another run is at work") as caught:
-            run(tmp_path / "list.txt", tmp_path / "set")
-        refused.append(str(caught.value))
-
-    run(tmp_path / "list.txt", tmp_path / "set", on_video=again)
-    assert len(refused) == 1
-
-
-def test_a_video_that_was_away_is_tried_again(videos: Path, tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text("cut.mp4")
-    assert run(tmp_path / "list.txt", tmp_path / "set").dropped == {"unreadable": 1}
-    (tmp_path / "cut.mp4").write_bytes((videos / "deep/cut.mp4").read_bytes())
-    report = run(tmp_path / "list.txt", tmp_path / "set")
-    assert "unreadable" not in report.dropped
-    assert len(ShardReader(tmp_path / "set").records) == report.humans + report.scenes > 0
 
 
 # What is given
@@ -412,40 +193,3 @@ def test_the_command_refuses_in_one_line(
     error = capsys.readouterr().err
     assert error.startswith("xdyna-train: error: ")
     assert error.count("\n") == 1
-
-
-# Ray
-
-
-def with_ray(source: Path, out: Path, finder: Callable[[PrepareOptions], SuitFinder]) -> None:
-    pickle_by_value = sys.modules[__name__]
-    cloudpickle.register_pickle_by_value(pickle_by_value)  # the workers cannot import a test
-    try:
-        prepare(source, out, OPTIONS, workers=1, clips_per_shard=2, make_finder=finder)
-    except InputError as error:
-        if "Ray did not start" in str(error):
-            pytest.skip(str(error))
-        raise
-    finally:
-        cloudpickle.unregister_pickle_by_value(pickle_by_value)
-
-
-def test_ray_makes_the_same_set(videos: Path, prepared: Path, tmp_path: Path) -> None:
-    def suited(_: PrepareOptions) -> SuitFinder:
-        return SuitFinder()
-
-    with_ray(videos, tmp_path / "set", suited)
-    assert contents(tmp_path / "set") == contents(prepared)
-
-
-def test_ray_outlives_a_video_that_kills_its_workers(videos: Path, tmp_path: Path) -> None:
-    class Mortal(SuitFinder):
-        def restart(self) -> None:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def mortal(_: PrepareOptions) -> SuitFinder:
-        return Mortal()
-
-    (tmp_path / "list.txt").write_text(f"{videos / 'deep/cut.mp4'}\n{videos / 'text.mkv'}\n")
-    with_ray(tmp_path / "list.txt", tmp_path / "set", mortal)
-    assert "3 processes died over it" in (tmp_path / "set" / "dropped.jsonl").read_text()

@@ -1,11 +1,11 @@
-"""Examples of stored clips: a function of the rng, points that stay on their pixels, somebody else's face."""
+"""Examples of stored clips: a function of the rng, points that stay on their pixels, no more read than is needed."""
 
 import pickle
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,26 +13,13 @@ from hypothesis import strategies as st
 from xdyna_model.detectors import Person
 from xdyna_model.errors import InputError
 from xdyna_model.images import fit
-from xdyna_train.clip_files import pack_clip
-from xdyna_train.clips import Clip, Example, ExampleSource, Kind
-from xdyna_train.puppets import sample_clip
+from xdyna_train.clips import Clip
 from xdyna_train.reenactment import LandmarkWarp
-from xdyna_train.shard_source import ShardSource, StoredClip, looks, moved, sharpness
-from xdyna_train.shards import write_manifest, write_packed, write_shards
+from xdyna_train.shard_source import ShardSource, looks, moved, sharpness
+from xdyna_train.shards import write_shards
 
-HEIGHT, WIDTH = 64, 48
-
-
-def puppet_clip(name: str, seed: int, num_frames: int = 24, fps: float = 16.0, people: bool = True) -> Clip:
-    frames = sample_clip(np.random.default_rng(seed), num_frames, 112, 64, people=people)
-    return Clip(
-        name,
-        "human" if people else "scene",
-        fps,
-        np.stack([frame.rgb for frame in frames]),
-        tuple(frame.person for frame in frames),
-        np.stack([frame.mask for frame in frames]),
-    )
+sys.path.insert(0, str(Path(__file__).parent))
+from stored_puppets import HEIGHT, WIDTH, assert_same, drawn, puppet_clip, stored
 
 
 @pytest.fixture(scope="module")
@@ -45,24 +32,6 @@ def folder(clips: list[Clip], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "set"
     write_shards(clips, folder, clips_per_shard=1)
     return folder
-
-
-def drawn(source: ExampleSource, kind: Kind, num_frames: int, seed: int) -> Example:
-    return source.draw(kind, num_frames, np.random.default_rng(seed))
-
-
-def stored(source: ShardSource, name: str) -> StoredClip:
-    (found,) = (s for clips in source._stored.values() for s in clips if s.record.name == name)
-    return found
-
-
-def assert_same(first: Example, second: Example) -> None:
-    assert first.name == second.name
-    for part in ("reference", "frames", "masks", "face_frames"):
-        assert np.array_equal(getattr(first, part), getattr(second, part))
-    for one, other in zip(first.persons, second.persons, strict=True):
-        assert (one is None) == (other is None)
-        assert one is None or (other is not None and np.array_equal(one.face, other.face))
 
 
 def test_an_example_is_a_function_of_the_rng_in_any_process(folder: Path) -> None:
@@ -151,34 +120,6 @@ def test_scenes_show_nobody(folder: Path) -> None:
     assert not example.face_frames.any()
 
 
-class Marker:
-    """A reenactor that paints the source's colour over the driving frame."""
-
-    def __call__(
-        self, source: np.ndarray, source_person: Person, driving: np.ndarray, driving_person: Person
-    ) -> np.ndarray:
-        return np.full_like(driving, source[0, 0])
-
-
-def painted(name: str, colour: int, video: str | None = None) -> tuple[Clip, dict[str, str]]:
-    clip = puppet_clip(name, 1, 4)
-    return replace(clip, frames=np.full_like(clip.frames, colour)), {} if video is None else {"video": video}
-
-
-def test_faces_are_another_videos(tmp_path: Path) -> None:
-    clips = [painted("a0", 40, "a.mp4"), painted("a1", 80, "a.mp4"), painted("b0", 120, "b.mp4")]
-    packed = (pack_clip(clip) for clip, _ in clips)
-    notes = (notes for _, notes in clips)
-    with_notes = (replace(p, facts=replace(p.facts, notes=n)) for p, n in zip(packed, notes, strict=True))
-    write_manifest(tmp_path, list(write_packed(with_notes, tmp_path)))
-    source = ShardSource(tmp_path, HEIGHT, WIDTH, Marker())
-    for seed in range(12):
-        example = drawn(source, "human", 2, seed)
-        shown = int(example.face_frames.mean() / 40 + 0.5)
-        assert shown == 3 if example.name.startswith("a") else shown in (1, 2)
-        assert example.face_persons is example.persons
-
-
 def test_the_warp_shows_another_face_where_the_own_one_is(folder: Path) -> None:
     example = drawn(ShardSource(folder, 112, 64), "human", 3, 0)
     assert example.face_frames.any()
@@ -189,72 +130,6 @@ def test_the_warp_shows_another_face_where_the_own_one_is(folder: Path) -> None:
         x, y = person.face[30, :2].astype(int)
         assert shown[y, x]
         assert np.abs(picture[shown].astype(int) - frame[shown]).mean() > 4
-
-
-def test_alone_in_a_set_the_own_face_is_shown(tmp_path: Path) -> None:
-    write_shards([puppet_clip("alone", 1, 4)], tmp_path)
-    example = drawn(ShardSource(tmp_path, HEIGHT, WIDTH), "human", 2, 0)
-    assert np.array_equal(example.face_frames, example.frames)
-
-
-def test_of_a_clip_the_sharp_face_is_taken(tmp_path: Path) -> None:
-    clip = puppet_clip("ben", 2, 6)
-    blurred = np.stack([cv2.GaussianBlur(frame, (0, 0), 3) for frame in clip.frames])
-    blurred[4:] = clip.frames[4:]
-    write_shards([replace(clip, frames=blurred), puppet_clip("anna", 1, 4)], tmp_path)
-    source = ShardSource(tmp_path, HEIGHT, WIDTH)
-    ben = stored(source, "ben")
-    found = list(looks(ben))
-    assert len(found) == 6  # every frame is a ninth of six
-    order = [int(np.argmin([np.abs(p.astype(int) - frame).mean() for frame in clip.frames])) for p, _ in found]
-    assert order[0] >= 4
-    assert {index // 2 for index in order[:3]} == {0, 1, 2}  # thirds before ninths
-    boxes = ben.face_boxes()
-    scores = [sharpness(picture, boxes[index] or ()) for index, (picture, _) in zip(order, found, strict=True)]
-    assert scores == sorted(scores[:3], reverse=True) + sorted(scores[3:], reverse=True)
-    box = boxes[4]
-    assert box is not None
-    assert sharpness(clip.frames[4], box) > sharpness(cv2.GaussianBlur(clip.frames[4], (0, 0), 2), box)
-
-
-def test_a_face_beyond_a_corner_is_no_look(tmp_path: Path) -> None:
-    """Its box is empty along both axes."""
-    clip = puppet_clip("ben", 2, 4)
-    away = [person and replace(person, face=person.face + np.float32([1000, 1000, 0])) for person in clip.persons]
-    write_shards([replace(clip, persons=tuple(away))], tmp_path)
-    (ben,) = ShardSource(tmp_path, HEIGHT, WIDTH)._stored["human"]
-    assert not list(looks(ben))
-
-
-@pytest.mark.parametrize(
-    ("aside", "blurred", "shown"),
-    [({0}, set(range(1, 9)), True), ({0, 3, 6}, set(), True), (set(range(9)), set(), False)],
-    ids=["the sharpest", "the largest of each third", "all"],
-)
-def test_a_look_that_cannot_be_used_gives_way_to_the_next(
-    tmp_path: Path, aside: set[int], blurred: set[int], shown: bool
-) -> None:
-    ben = puppet_clip("ben", 2, 9)
-    frames = [cv2.GaussianBlur(f, (0, 0), 3) if i in blurred else f for i, f in enumerate(ben.frames)]
-    persons = [turned(person) if i in aside else person for i, person in enumerate(ben.persons)]
-    write_shards([puppet_clip("anna", 1, 12), replace(ben, frames=np.stack(frames), persons=tuple(persons))], tmp_path)
-    source = ShardSource(tmp_path, HEIGHT, WIDTH)
-    for seed in range(4):
-        example = drawn(source, "human", 10, seed)  # of anna: ben is too short
-        assert example.face_frames.any() == shown
-        assert_same(drawn(pickle.loads(pickle.dumps(source)), "human", 10, seed), example)
-    rng, other = np.random.default_rng(0), np.random.default_rng(0)
-    source.draw("human", 10, rng)
-    ShardSource(tmp_path, HEIGHT, WIDTH, Marker()).draw("human", 10, other)  # content with the first look
-    assert rng.random() == other.random()  # how many looks are tried changes nothing that is drawn later
-
-
-def turned(person: Person | None) -> Person:
-    """Looks far aside: the points that are not of the jaw are moved. This makes the face larger, too."""
-    assert person is not None
-    face = person.face.copy()
-    face[17:, 0] += 0.6 * np.ptp(face[:, 0])
-    return replace(person, face=face)
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from torch.distributed.tensor import DTensor
 from xdyna_model.errors import InputError
 from xdyna_model.model_folder import load_pipeline
 from xdyna_model.pipeline import XDynaPipeline
-from xdyna_train import train
 from xdyna_train.config import Config
 from xdyna_train.train import check, fit
 from xdyna_train.trainee import Trainee, train_only
+from xdyna_train.training_run import Run
 
 Steps = Callable[..., Config]
 
@@ -70,7 +70,7 @@ def _apart(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
 def test_each_process_holds_its_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_two: Callable, new_pipeline: Callable, waves: Any, steps: Steps
 ) -> None:
-    keep = train._Run._keep
+    keep = Run.keep
 
     def held(run: Any, optimizer: Any, step: int, last: bool) -> None:
         state = [x for of_one in optimizer.optimizer.state.values() for x in of_one.values() if x.ndim]
@@ -80,7 +80,7 @@ def test_each_process_holds_its_part(
             assert 0.4 * all_of_it < mine < 0.6 * all_of_it
         keep(run, optimizer, step, last)
 
-    monkeypatch.setattr(train._Run, "_keep", held)
+    monkeypatch.setattr(Run, "keep", held)
     config = steps(1, shard=True)
     assert run_two(lambda: fit(new_pipeline(), waves, config, tmp_path / "run")) == [0, 0]
 

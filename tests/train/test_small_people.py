@@ -14,7 +14,7 @@ from xdyna_train.prepare import prepare
 from xdyna_train.prepare_options import PrepareOptions
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_prepare import FPS, HEIGHT, OPTIONS, WIDTH, SuitFinder, place, walk
+from suit_films import FPS, HEIGHT, OPTIONS, WIDTH, SuitFinder, place, walk
 
 
 class ShortSighted(SuitFinder):
