@@ -211,6 +211,16 @@ def test_a_run_begun_from_another_model_is_refused(
         fit(pipeline, waves, config, half, resume=True)
 
 
+def test_a_run_of_a_model_with_other_weights_is_refused(
+    half: Path, waves: Any, config: Config, new_pipeline: Callable
+) -> None:
+    """As a later version's model may have."""
+    pipeline = new_pipeline()
+    pipeline.unet.more = torch.nn.Linear(1, 1)
+    with pytest.raises(InputError, match="its model has other weights"):
+        fit(pipeline, waves, config, half, resume=True)
+
+
 def test_a_folder_with_a_run_is_refused_where_it_is_not_to_be_resumed(
     half: Path, waves: Any, config: Config, new_pipeline: Callable
 ) -> None:

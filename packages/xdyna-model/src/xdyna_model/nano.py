@@ -5,7 +5,6 @@ latent lies (`PositionalUNet`), and in predicting the clean clip itself: it is t
 Diffusion.
 """
 
-import itertools
 from typing import Any
 
 import torch
@@ -18,8 +17,8 @@ from xdyna_model import tiny
 from xdyna_model.image_tokens import ImageProjection
 from xdyna_model.pipeline import XDynaPipeline
 from xdyna_model.pixel_codec import PixelCodec
-from xdyna_model.positional_encoding import NUM_DRIFT_ROWS, NUM_POSITION_CHANNELS, drift_rows
-from xdyna_model.positional_unet import PositionalAdapter, PositionalUNet
+from xdyna_model.positional_encoding import NUM_POSITION_CHANNELS, NUM_WAVES, still_rows
+from xdyna_model.positional_unet import DriftingAdapter, PositionalAdapter, PositionalUNet
 
 PATCH = 4
 LATENT_CHANNELS = 3 * PATCH**2
@@ -31,13 +30,6 @@ BACKBONE: dict[str, Any] = {
 # Channels and attention heads of the three levels.
 CPU_SIZE: dict[str, Any] = {"block_out_channels": (32, 96, 128), "num_attention_heads": (2, 4, 4)}
 GPU_SIZE: dict[str, Any] = {"block_out_channels": (64, 96, 96), "num_attention_heads": (4, 4, 4)}
-# Where the heads of reference queries look at first: at the place itself, or at one that has drifted so, (right, down)
-# in longer sides a frame. The attentions of the two finer levels take the fans by turns.
-STILL = (0.0, 0.0)
-FANS = (
-    (STILL, (0.0, 0.02), (0.015, 0.0), STILL),
-    (STILL, (0.0, 0.01), (-0.015, 0.0), STILL),
-)
 # Of queries and keys alike: what the place makes of one also meets what the content makes of the other.
 PLACE_GAIN = 3.0
 TEXT_TOKENS = 8  # the prompt is empty in training
@@ -104,20 +96,20 @@ def nano_pipeline(seed: int = 0, size: dict[str, Any] = CPU_SIZE) -> XDynaPipeli
 
 @torch.no_grad()
 def _look_at_places(unet: PositionalUNet) -> None:
-    """Starts reference queries and keys so that each head looks at one place of the reference. Found from random
-    queries, that took most of the training. At the coarsest level, whose latents do not resolve the waves of what
-    drifts, all heads look at the place itself."""
-    coarse = {
-        module for block in (unet.down_blocks[-1], unet.mid_block, unet.up_blocks[0]) for module in block.modules()
-    }
-    fans, still = itertools.cycle(FANS), drift_rows(*STILL)
+    """Starts reference queries and keys so that each head looks at the place in the reference from which what its token
+    shows has come: at its own place, until tokens guess that it drifts. Found from random queries, that took most of
+    the training."""
+    places = PLACE_GAIN * still_rows()
     for module in unet.modules():
         if isinstance(module, Attention) and isinstance(module.processor, PositionalAdapter):
             adapter, size = module.processor, module.inner_dim // module.heads
             for layer in (adapter.to_q_place, adapter.to_k_place, adapter.to_q_ref_place):
                 layer.weight.zero_()
-            fan = (STILL,) if module in coarse else next(fans)
-            for head, drift in zip(range(module.heads), itertools.cycle(fan)):
-                rows = slice(head * size, head * size + NUM_DRIFT_ROWS)
-                adapter.to_k_place.weight[rows] = PLACE_GAIN * still
-                adapter.to_q_ref_place.weight[rows] = PLACE_GAIN * drift_rows(*drift)
+            if isinstance(adapter, DriftingAdapter):
+                adapter.to_q_ref_drift.weight.zero_()
+            for head in range(module.heads):
+                rows = slice(head * size, head * size + NUM_WAVES)
+                adapter.to_k_place.weight[rows] = places
+                adapter.to_q_ref_place.weight[rows] = places
+                if isinstance(adapter, DriftingAdapter):
+                    adapter.to_q_ref_drift.weight[rows] = PLACE_GAIN * torch.eye(NUM_WAVES)

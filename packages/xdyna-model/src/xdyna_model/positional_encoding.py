@@ -12,8 +12,10 @@ WINDOW = 16  # frames
 WAVE_FREQUENCIES = (1.0, 2.0, 4.0, 8.0)  # cycles over the longer side
 # Longer sides a frame, along either coordinate; what drifts at others is told by the nearest.
 SPEEDS = (-0.02, -0.015, -0.01, -0.005, 0.005, 0.01, 0.015, 0.02)
+# What a token may guess of what it shows: that it stands still, or drifts so, (right, down), each 0 or of `SPEEDS`.
+DRIFTS = ((0.0, 0.0), (0.0, 0.02), (0.015, 0.0), (-0.015, 0.0), (0.0, 0.01), (-0.01, 0.0))
 NUM_POSITION_CHANNELS = 4 * len(FREQUENCIES) + 2 * len(MOMENT_FREQUENCIES) + 1
-NUM_DRIFT_ROWS = 4 * len(WAVE_FREQUENCIES)
+NUM_WAVES = 4 * len(WAVE_FREQUENCIES)  # of a place: sines and cosines of both coordinates
 NUM_TOLD = NUM_POSITION_CHANNELS + 4 * len(WAVE_FREQUENCIES) * len(SPEEDS)
 
 
@@ -65,22 +67,30 @@ def told_channels(frames: int, height: int, width: int, device: torch.device | N
     return rearrange(told, "c f h w -> f (h w) c")
 
 
-def drift_rows(right: float, down: float) -> Tensor:
-    """Which of the told channels are the waves of a place that drifts so: one-hot rows, [16, 165], frequency by
-    frequency, of rows and columns, sine and cosine. right, down: longer sides a frame, each 0 or of `SPEEDS`.
+def drift_waves(told: Tensor) -> Tensor:
+    """Of `told_channels` [F, N, 165], the waves of the place from which has come what drifts as each of `DRIFTS` says:
+    [F, N, 6, 16], of rows and columns, frequency by frequency, sine and cosine.
 
-    The product of these waves with those of a place that stands still is largest at the place from which what drifts
-    has come; where that lies outside of the picture, at the same place one longer side away, as the slowest wave has
-    that period. Fewer latents along the longer side than 14 do not resolve the fastest wave's drift.
+    The product of such waves with those of a place is largest at the place from which it has come; where that lies
+    outside of the picture, one longer side away, as the slowest wave has that period. Fewer latents along the longer
+    side than 14 do not resolve the fastest wave's drift.
     """
-    rows = torch.zeros(len(WAVE_FREQUENCIES), 2, 2, NUM_TOLD)
-    for i, frequency in enumerate(WAVE_FREQUENCIES):
-        for axis, speed in enumerate((down, right)):
-            if speed == 0:
-                pair = 2 * FREQUENCIES.index(frequency) + axis
-                first = 2 * pair
-            else:
-                pair = (2 * SPEEDS.index(speed) + axis) * len(WAVE_FREQUENCIES) + i
-                first = NUM_POSITION_CHANNELS + 2 * pair
-            rows[i, axis, [0, 1], [first, first + 1]] = 1
-    return rows.flatten(0, 2)
+    # Indexed by numbers alone: a list would be copied from the CPU.
+    places = told[..., : 4 * len(FREQUENCIES)].unflatten(-1, (len(FREQUENCIES), 2, 2))
+    still = torch.stack([places[..., FREQUENCIES.index(frequency), :, :] for frequency in WAVE_FREQUENCIES], dim=-2)
+    drifting = told[..., NUM_POSITION_CHANNELS:].unflatten(-1, (len(SPEEDS), 2, -1))
+    waves, speeds = torch.cat([still.flatten(-2)[:, :, None], drifting], dim=2), (0.0, *SPEEDS)
+    return torch.stack(
+        [
+            torch.cat([waves[:, :, speeds.index(down), 0], waves[:, :, speeds.index(right), 1]], dim=-1)
+            for right, down in DRIFTS
+        ],
+        dim=2,
+    )
+
+
+def still_rows() -> Tensor:
+    """Which of the told channels are the waves of the place itself, as `drift_waves` orders them: one-hot rows,
+    [16, 165]."""
+    channels = torch.arange(NUM_TOLD, dtype=torch.float32)
+    return torch.eye(NUM_TOLD)[drift_waves(channels[None, None])[0, 0, 0].long()]

@@ -10,18 +10,29 @@ from diffusers import (
 )
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_processor import Attention
+from diffusers.models.normalization import RMSNorm
 from diffusers.models.unets.unet_motion_model import UNetMotionOutput
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from xdyna_model.clip_layout import ClipLayout
 from xdyna_model.dynamics_adapter import DynamicsAdapter
-from xdyna_model.positional_encoding import NUM_POSITION_CHANNELS, NUM_TOLD, told_channels
+from xdyna_model.motion import MotionModule
+from xdyna_model.positional_encoding import (
+    DRIFTS,
+    NUM_POSITION_CHANNELS,
+    NUM_TOLD,
+    NUM_WAVES,
+    drift_waves,
+    told_channels,
+)
 from xdyna_model.unet import XDynaUNet, with_released_defaults
 
 # Of what the input is told, beside the latents. Eight times louder, it was most of what the first norm lets through,
 # and a model from scratch learned the later what pictures hold.
 INPUT_AMPLITUDE = 0.375
+# Of a token's guess that nothing drifts, before training: log of how much likelier it is than any one drift.
+STILLNESS = 3.0
 
 
 @dataclass
@@ -30,11 +41,13 @@ class TellingLayout(ClipLayout):
 
     size: tuple[int, int] = (1, 1)
     _told: dict[int, Tensor] = field(default_factory=dict)
+    _drifts: dict[int, Tensor] = field(default_factory=dict)
 
     def begin(self, size: tuple[int, int]) -> None:
         """A call for latents of that size, (height, width). Forgets what was told in the last one."""
         self.size = size
         self._told.clear()
+        self._drifts.clear()
 
     def told(self, num_tokens: int, device: torch.device) -> Tensor:
         """`told_channels` at the denoiser's level of so many tokens, [F, N, 165] float32."""
@@ -45,13 +58,19 @@ class TellingLayout(ClipLayout):
             self._told[num_tokens] = told_channels(self.num_frames, height, width, device)
         return self._told[num_tokens]
 
+    def drifts(self, num_tokens: int, device: torch.device) -> Tensor:
+        """`drift_waves` at that level, [F, N, 6, 16] float32."""
+        if num_tokens not in self._drifts:
+            self._drifts[num_tokens] = drift_waves(self.told(num_tokens, device))
+        return self._drifts[num_tokens]
+
 
 class PositionalAdapter(DynamicsAdapter):
     """A `DynamicsAdapter` whose queries and keys are told where and when they lie, as DETR's are (Carion et al. 2020,
     Section 3.2): a product of `told_channels` is added to each. Values are left alone.
 
-    So a head can look at the place in the reference from which what drifts has come. From places and moments in the
-    input alone a model would have to learn their products first, and several thousand steps have not been enough.
+    From places in the input alone a model would have to learn the products of their waves first, and several thousand
+    steps have not been enough.
     """
 
     layout: TellingLayout
@@ -74,9 +93,57 @@ class PositionalAdapter(DynamicsAdapter):
         return placed(q, self.to_q_place), placed(k, self.to_k_place), v, placed(q_ref, self.to_q_ref_place)
 
 
+class DriftingAdapter(PositionalAdapter):
+    """A `PositionalAdapter` whose tokens guess how what they show drifts: each weighs `DRIFTS` for each head, and its
+    query for the reference is moved from its own place towards those from which that has come, by a product of the
+    difference of their waves.
+
+    Heads that looked at one drift each would have to be chosen from afterwards, once all of their contents have been
+    added up: a small model has not the channels for that, and several thousand steps have not been enough.
+
+    guesses: of the last call with gradients: logits, [B, F, N, heads, 6] float32. Who takes them sets them to None.
+    """
+
+    guesses: Tensor | None = None
+
+    def __init__(self, attn: Attention, layout: TellingLayout):
+        super().__init__(attn, layout)
+        like = {"dtype": attn.to_q.weight.dtype, "device": attn.to_q.weight.device}
+        self.num_heads = attn.heads
+        self.to_drift = nn.Linear(attn.query_dim, attn.heads * len(DRIFTS), **like)
+        self.to_q_ref_drift = nn.Linear(NUM_WAVES, attn.inner_dim, bias=False, **like)
+        with torch.no_grad():
+            self.to_drift.weight.zero_()
+            self.to_drift.bias.zero_()
+            self.to_drift.bias[:: len(DRIFTS)] = STILLNESS
+
+    def _project(self, x: Tensor, layers: list[nn.Linear]) -> Sequence[Tensor]:
+        q, k, v, q_ref = super()._project(x, layers)
+        guesses = rearrange(self.to_drift(x), "(b f) n (h d) -> b f n h d", f=self.layout.num_frames, h=self.num_heads)
+        self.guesses = guesses.float() if torch.is_grad_enabled() else None
+        waves = self.layout.drifts(x.shape[1], x.device)
+        of_each = self.to_q_ref_drift((waves - waves[:, :, :1]).to(x.dtype)).unflatten(-1, (self.num_heads, -1))
+        drift = torch.einsum("bfnhd,fndhc->bfnhc", guesses.float().softmax(-1).to(of_each.dtype), of_each)
+        return q, k, v, q_ref + rearrange(drift, "b f n h c -> (b f) n (h c)")
+
+
+def _bound_scores(module: MotionModule) -> None:
+    """Normalises queries and keys of attention over time (Henry et al. 2020), without gains, so that no score is
+    beyond the root of a head's size.
+
+    Trained from scratch without it, scores at full size grew to a million: every frame took from the first one alone,
+    no gradient reached queries and keys any more, and nothing moved but what the pose moves.
+    """
+    for part in module.modules():
+        if isinstance(part, Attention):
+            size = part.inner_dim // part.heads
+            part.norm_q, part.norm_k = (RMSNorm(size, eps=1e-6, elementwise_affine=False) for _ in range(2))
+
+
 class PositionalUNet(XDynaUNet):
     """`XDynaUNet` whose input has, beside the latents, sinusoids of the place and of the moment and a flag on the
-    reference, and whose self-attention is a `PositionalAdapter`.
+    reference, whose self-attention is a `PositionalAdapter`, in the last block a `DriftingAdapter`, and whose attention
+    over time normalises queries and keys.
 
     From scratch, attention does not find "the same place in the reference" without them. Takes the configuration of
     `XDynaUNet`; `in_channels` counts the latents' channels and `NUM_POSITION_CHANNELS` together, or `NUM_TOLD` where
@@ -94,6 +161,12 @@ class PositionalUNet(XDynaUNet):
     @with_released_defaults
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        for module in self.modules():
+            if isinstance(module, MotionModule):
+                _bound_scores(module)
+        for module in list(self.up_blocks[-1].modules()):
+            if isinstance(module, Attention) and isinstance(module.processor, PositionalAdapter):
+                module.set_processor(DriftingAdapter(module, self.layout))  # pyright: ignore[reportArgumentType]
         self._num_told = self.config["in_channels"] - self.config["out_channels"]
         if self._num_told not in (NUM_POSITION_CHANNELS, NUM_TOLD):
             raise ValueError(

@@ -37,6 +37,8 @@ class Example:
     frames, persons, masks: as in `Clip`, F of each.
     face_frames: [F, H, W, 3] uint8 RGB, another identity with the face and head of `frames` (X-Dyna, Section 3.3);
         face maps are cut from these. `face_persons` are the face points in them.
+    drift: [2, H, W, 2] float32, how what the scene shows at each pixel drifts, in heights a frame (right, down), and
+        what is seen through it; None where nobody knows.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Example:
     masks: np.ndarray
     face_frames: np.ndarray
     face_persons: tuple[Person | None, ...]
+    drift: np.ndarray | None = None
 
 
 class ExampleSource(Protocol):

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from xdyna_model.errors import InputError
 from xdyna_model.face_map import draw_face
 from xdyna_model.pose_map import draw_pose
+from xdyna_model.positional_encoding import DRIFTS
 
 from xdyna_train.clips import Example, ExampleSource, Kind
 from xdyna_train.config import Config, Stage
@@ -42,7 +43,9 @@ class Batch:
     reference: [B, 3, H, W]. frames: [B, F, 3, H, W]. pose: [B, F, 3, H, W]. face: [B, F, 6, H, W], blank where
     nobody is seen. clip_pixels: [B, 3, s, s] float32, the reference as CLIP takes it, all zero where the condition is
     dropped. importance: [B, 1, F, H, W] float16, what a pixel counts in the loss. timesteps, noise_seeds: [B] int64.
-    human: [B] bool. names: of the clips. skipped: why clips could not be read, a line each.
+    human: [B] bool. names: of the clips. skipped: why clips could not be read, a line each. drift: [B, 2, F, H, W]
+    int8, which of `DRIFTS` comes nearest to that of what is seen, and of what is seen through it; None where it is not
+    known of every clip.
     """
 
     reference: Tensor
@@ -56,6 +59,7 @@ class Batch:
     human: Tensor
     names: list[str]
     skipped: list[str]
+    drift: Tensor | None = None
 
     def maps(self) -> tuple[Tensor, Tensor]:
         """What the ControlNets take: pose and face in [0, 1], float32."""
@@ -122,7 +126,17 @@ class FusionDataset(Dataset):
             human=torch.tensor([example.kind == "human"]),
             names=[example.name],
             skipped=skipped,
+            drift=None if example.drift is None else nearest_drift(example.drift, example.masks),
         )
+
+
+def nearest_drift(velocity: np.ndarray, masks: np.ndarray) -> Tensor:
+    """`Batch.drift` of one clip. velocity: [2, H, W, 2] as in `Example`; masks: [F, H, W], where the person is, who
+    does not drift."""
+    height, width = velocity.shape[1:3]
+    apart = velocity[..., None, :] * height / max(height, width) - np.array(DRIFTS, np.float32)
+    nearest = np.square(apart).sum(-1).argmin(-1).astype(np.int8)  # [2, H, W]
+    return torch.from_numpy(np.where(masks, np.int8(0), nearest[:, None]))[None]
 
 
 def plan(stage: Stage, place: Place, seed: int, late_share: float) -> tuple[Kind, int]:
@@ -149,10 +163,11 @@ def places(stage: int, steps: range, batch: int, rank: int, world: int, accumula
 def collate(clips: list[Batch]) -> Batch:
     """Several batches as one."""
     values = {f.name: [getattr(clip, f.name) for clip in clips] for f in fields(Batch)}
+    drifts = values.pop("drift")
     joined: dict[str, Any] = {
         k: torch.cat(v) if isinstance(v[0], Tensor) else list(chain(*v)) for k, v in values.items()
     }
-    return Batch(**joined)
+    return Batch(**joined, drift=None if any(drift is None for drift in drifts) else torch.cat(drifts))
 
 
 def _channels_first(pictures: np.ndarray) -> Tensor:

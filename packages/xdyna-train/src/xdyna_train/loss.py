@@ -65,6 +65,27 @@ def denoising_loss(
     return loss
 
 
+def drift_loss(guesses: Tensor, drift: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cross-entropy of what tokens guess of how what they show drifts, a scalar in float32: the mean, but that what
+    drifts counts twice, as more tokens stand still.
+
+    Args:
+        guesses: [A, B, F, N, heads, D] logits, of A adapters.
+        drift: [B, 2, F, H, W] of `Batch`, below D. A token drifts where at least half of its pixels do. The first half
+            of the heads is taught what is seen, the rest what is seen through it.
+        size: (height, width) in tokens.
+    """
+    num_heads, num_drifts = guesses.shape[-2:]
+    chances = F.one_hot(drift.long(), num_drifts).permute(0, 1, 5, 2, 3, 4).flatten(0, 2).float()
+    shares = F.adaptive_avg_pool2d(chances, size).unflatten(0, (*drift.shape[:2], num_drifts))  # [B, 2, D, F, h, w]
+    still, drifting = shares[:, :, 0], shares[:, :, 1:]
+    taught = torch.where(still <= 0.5, 1 + drifting.argmax(2), 0).flatten(-2)  # [B, 2, F, N]
+    heads = (torch.arange(num_heads, device=drift.device) * 2) // num_heads
+    taught = taught[:, heads].permute(0, 2, 3, 1).expand(guesses.shape[:-1])
+    loss = F.cross_entropy(guesses.float().flatten(0, -2), taught.flatten(), reduction="none")
+    return (loss * torch.where(taught.flatten() > 0, 2.0, 1.0)).mean()
+
+
 def signal(scheduler: DDIMScheduler, timesteps: Tensor) -> Tensor:
     """abar of each timestep, [B, 1, 1, 1, 1] float32."""
     abar = cast(Tensor, scheduler.alphas_cumprod).to(timesteps.device, torch.float32)

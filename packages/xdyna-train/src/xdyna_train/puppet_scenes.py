@@ -25,6 +25,7 @@ _DRIFTS = {
     "stars": (-0.009, 0.0),
 }
 DRIFTING = tuple(_DRIFTS)  # the kinds whose velocity is not zero
+_SEEN_THROUGH = ("rain", "snow")  # what drifts in them leaves most of what is behind it to be seen
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,23 @@ class Scene:
     def window(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Where the drift shows: left, top, right, bottom in pixels; all 0 where nothing drifts."""
         return _backdrop(self, height, width).window
+
+    def drift(self, height: int, width: int) -> np.ndarray:
+        """How each pixel drifts, and what is seen through it: [2, height, width, 2] float32, as `velocity`.
+
+        All that the front does not cover of the window counts as drifting, gaps between clouds or stars with it; what
+        moves in place, as blades of grass, is left out of account. Behind rain and snow all stands still; elsewhere
+        both are the same."""
+        backdrop = _backdrop(self, height, width)
+        left, top, right, bottom = backdrop.window
+        drifts = np.zeros((height, width), bool)
+        drifts[top:bottom, left:right] = True
+        if backdrop.front is not None:
+            cover = Image.new("L", (width, height))
+            cover.paste(backdrop.front.image.getchannel("A"), backdrop.front.corner)
+            drifts &= np.asarray(cover) < 128
+        both = np.stack([drifts, drifts & (self.kind not in _SEEN_THROUGH)])
+        return both[..., None] * np.array(self.velocity, np.float32)
 
     def render(self, t: float, height: int, width: int) -> Image.Image:
         """The scene at time t (frames, any real number): RGB, width x height."""

@@ -62,6 +62,7 @@ class PuppetSource:
             masks=np.stack([frame.mask for frame in frames]),
             face_frames=np.stack([rgb for rgb, _ in faces]),
             face_persons=tuple(person for _, person in faces),
+            drift=scene.drift(*self._size),
         )
 
     def _empty(self, scene: Scene, start: float, num_frames: int) -> Example:
@@ -76,4 +77,5 @@ class PuppetSource:
             masks=np.stack([frame.mask for frame in frames]),
             face_frames=np.zeros((num_frames, *self._size, 3), np.uint8),
             face_persons=nobody,
+            drift=scene.drift(*self._size),
         )

@@ -19,7 +19,7 @@ from xdyna_train.config import Config
 from xdyna_train.engine import attention_for, captured, new_accelerator
 from xdyna_train.fusion import Batch, collate, places
 from xdyna_train.journal import METRICS
-from xdyna_train.loss import add_noise, denoising_loss, target, timestep_weights
+from xdyna_train.loss import add_noise, denoising_loss, drift_loss, target, timestep_weights
 from xdyna_train.sharing import whole
 from xdyna_train.termination import noted_termination, pass_over_first_termination
 from xdyna_train.trainee import frozen_hash
@@ -214,9 +214,13 @@ class _Stage:
         return (clip, batch.timesteps, encoded.text, encoded.image_features, *batch.maps()), goal
 
     def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        given, goal = self._prepare(batch)
-        weights = timestep_weights(self.run.pipeline.scheduler, batch.timesteps, self.config.snr_gamma)
-        return denoising_loss(model(*given), goal, weights, batch.importance, self.config.temporal_weight)
+        config, (given, goal) = self.config, self._prepare(batch)
+        weights = timestep_weights(self.run.pipeline.scheduler, batch.timesteps, config.snr_gamma)
+        prediction, guesses = model(*given)
+        loss = denoising_loss(prediction, goal, weights, batch.importance, config.temporal_weight)
+        if config.drift_weight and len(guesses) and batch.drift is not None:
+            loss = loss + config.drift_weight * drift_loss(guesses, batch.drift, (goal.shape[-2], goal.shape[-1]))
+        return loss
 
     def _stop(self, what: str, held: list[Batch], step: int) -> None:
         """Saves what this process was given for the step. All processes come here together."""

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from xdyna_model.controlnets import control_residuals
 from xdyna_model.pipeline import XDynaPipeline
+from xdyna_model.positional_unet import DriftingAdapter
 
 from xdyna_train.config import Part
 
 # The keys' places, as the keys, belong to the backbone.
-_ADAPTER = re.compile(r"\.processor\.to_(q_ref|q_ref_place|out_ref)\.")
+_ADAPTER = re.compile(r"\.processor\.to_(q_ref|q_ref_place|q_ref_drift|drift|out_ref)\.")
 
 
 class Trainee(nn.Module):
@@ -28,8 +29,9 @@ class Trainee(nn.Module):
 
     def forward(
         self, clip: Tensor, timesteps: Tensor, text: Tensor, image_features: Tensor, pose: Tensor, face: Tensor
-    ) -> Tensor:
-        """The prediction for frames 1..F, [B, C, F, h, w].
+    ) -> tuple[Tensor, Tensor]:
+        """The prediction for frames 1..F, [B, C, F, h, w], and what their tokens guess of drifts: float32 logits of A
+        adapters, [A, B, F, N, heads, 6]; [0] of a denoiser that guesses nothing, and without gradients.
 
         clip: [B, C, 1+F, h, w], frame 0 the clean reference. timesteps: [B]. text: [B, T, E].
         image_features: [B, L, E'], hidden states of the image encoder. pose: [B, F, 3, H, W]; face: [B, F, 6, H, W].
@@ -37,7 +39,13 @@ class Trainee(nn.Module):
         tokens = self.image_projection(image_features)
         nets = [(self.controlnet, pose), (self.controlnet_face, face)]
         down, mid = control_residuals(nets, clip, timesteps, text)
-        return self.unet(clip, timesteps, text, tokens, down, mid).sample[:, :, 1:]
+        prediction = self.unet(clip, timesteps, text, tokens, down, mid).sample[:, :, 1:]
+        guesses = []
+        for part in self.unet.modules():
+            if isinstance(part, DriftingAdapter) and part.guesses is not None:
+                guesses.append(part.guesses[:, 1:])
+                part.guesses = None
+        return prediction, torch.stack(guesses) if guesses else prediction.new_zeros(0)
 
 
 def part_of(name: str) -> Part:

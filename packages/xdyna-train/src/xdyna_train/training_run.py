@@ -109,6 +109,8 @@ class Run:
         ends = list(accumulate(stage.steps for stage in self.config.stages))
         learning = self.begin(self.config.stages[bisect_left(ends, step)])
         shared = self.trainee.state_dict()
+        if shared.keys() != state["weights"].keys():
+            raise InputError(f"{self.out}: its model has other weights than this version's; give another folder")
         self.trainee.load_state_dict({name: part_like(x, shared[name]) for name, x in state["weights"].items()})
         if state["frozen"] != frozen_hash(self.nets):
             raise InputError(f"{self.out}: was begun from another model; give the same one to start from")
