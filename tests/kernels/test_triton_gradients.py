@@ -1,5 +1,6 @@
 """The Triton backward against derivatives in float64: on a GPU, or in the interpreter (see test_triton_backend.py)."""
 
+import functools
 import os
 import sys
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 from xdyna_kernels import reference_attention
 
 ON_GPU = torch.cuda.is_available()
@@ -163,6 +165,17 @@ def test_autocast_around_the_backward_changes_nothing(backward):
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("backward", ["triton", "recompute"])
+def test_under_gradient_checkpointing(backward):
+    """Which computes the forward again, and hands out what was saved once."""
+    leaves = [t.requires_grad_() for t in inputs().values()]
+    call = functools.partial(reference_attention, backend="triton", backward=backward)
+    found = []
+    for out in (call(*leaves), checkpoint(call, *leaves, use_reentrant=False)):
+        found.append(torch.autograd.grad(out.square().sum(), leaves))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
 def test_no_two_derivatives_share_memory():
     """Or what is done to all in place, such as scaling them, is done to one twice."""
     found = gradients(inputs(), backend="triton", backward="triton")
@@ -179,7 +192,7 @@ def test_default_is_what_has_been_proven(proven, tf32, taken, launched, monkeypa
 
 @pytest.mark.parametrize(("D", "taken"), [(40, False), (72, False), (80, True)])
 def test_default_backend_is_what_was_timed_faster(D, taken, launched, monkeypatch):
-    """As on an H100: from 80 channels a head on."""
+    """As on an H100, of a few tokens: from 80 channels a head on."""
     module = sys.modules["xdyna_kernels.reference_attention"]
     monkeypatch.setattr(module, "_proven", lambda q: True)
     monkeypatch.setattr(module, "_why_not_triton", lambda q, interpreted: None)

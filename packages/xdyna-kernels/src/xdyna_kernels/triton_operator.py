@@ -102,7 +102,8 @@ def _keep(ctx, inputs, output):
 
 
 def _differentiate(ctx, grad, *_):
-    inputs, rest = ctx.saved_tensors[:11], ctx.saved_tensors[11:]
+    saved = ctx.saved_tensors  # asked for once: under gradient checkpointing, twice is an error
+    inputs, rest = saved[:11], saved[11:]
     needed = ctx.needs_input_grad[:11]
     # Autocast, where this is called in it, is not that of the forward: no other derivative follows it.
     with torch.autocast(grad.device.type, enabled=False):
