@@ -48,10 +48,31 @@ def test_other_chips_are_named(capability, monkeypatch):
         reference_attention(*inputs(), backend="gluon")
 
 
-@pytest.mark.parametrize("backend", ["gluon", "triton", "sdpa", None])
+@pytest.mark.parametrize(
+    ("N", "D", "taken"),
+    [(448, 40, "gluon"), (447, 40, None), (7168, 160, "gluon"), (112, 160, "triton"), (448, 88, "triton")],
+)
+def test_default_backend_is_what_was_timed_fastest(N, D, taken, monkeypatch):
+    """As on an H100; None is an answer of PyTorch's own."""
+    launched = []
+
+    def forward(q, *rest):
+        launched.append(rest[-1])
+        return (q.new_empty(1),)
+
+    monkeypatch.setattr(contract, "_why_not_triton", lambda q, interpreted: None)
+    monkeypatch.setattr(contract, "_proven", lambda q: True)
+    monkeypatch.setattr(contract, "_chip_and_dtype", lambda q: ("sm_90", torch.bfloat16))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(contract.triton_operator, "forward", forward)
+    q, w = torch.zeros(1, 1, N, 1, D, dtype=torch.bfloat16), torch.zeros(8, D, dtype=torch.bfloat16)
+    reference_attention(q, q, q, q, q[:, 0], q[:, 0], w, None, w, None)
+    assert launched == ([] if taken is None else [taken])
+
+
+@pytest.mark.parametrize("backend", ["gluon", "sdpa", None])
 def test_the_backward_alone_is_refused_where_it_cannot_run(backend, monkeypatch):
     monkeypatch.setattr(contract, "_why_not_gluon", lambda q: None)
-    monkeypatch.setattr(contract, "_choose", lambda backend, q: backend)
     with pytest.raises(ValueError, match="backward 'gluon' needs an NVIDIA GPU, q is on cpu"):
         reference_attention(*inputs(), backend=backend, backward="gluon")
 

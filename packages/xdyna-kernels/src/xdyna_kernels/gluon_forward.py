@@ -3,10 +3,10 @@
 Compiled for sm_90 and held to its machine code, and run on CPU tensors through a stand-in for Gluon's operations. On an
 H100 it has passed parity with float64, and been timed, as bench/baselines tells.
 
-Of the form before this one, with a tile for each program, compute-sanitizer's racecheck reported hazards there: none in
-the tiles of queries, keys or values, all between what Triton's `warp_specialize` writes to tell its warps what to run
-and their reads of it. It says the same of a kernel whose warps share only a barrier (bench/racecheck.py), and the
-machine code has a barrier of the program between them. It has not seen the present form.
+compute-sanitizer's racecheck reported hazards there (an H200, three programs taking tiles in turn): none in the tiles
+of queries, keys or values, all between what Triton's `warp_specialize` writes to tell its warps what to run and their
+reads of it. It says the same of a kernel whose warps share only a barrier (bench/racecheck.py), and the machine code
+has a barrier of the program between them.
 """
 
 import math

@@ -75,17 +75,16 @@ def reference_attention(
         backend: "eager" (the mathematics line by line), "sdpa" (frames folded into the query axis), "triton" (two
             kernels; float16, bfloat16 or float32, D a multiple of 8 up to 256, an Ampere, Hopper or Blackwell data
             centre GPU; tensors whose strides are no multiples of 8 are copied first), "gluon" (the same, with its
-            attention scheduled by hand for Hopper; float16 or bfloat16, D of 40, 80 or 160; the fastest on an H100 at
-            448 tokens and more, but never chosen by itself: racecheck has not seen its present form), or None: "triton"
-            where it can run and was faster forward when timed (`tiles.PROVEN`: an H100, bfloat16, D from 80 on), else
-            "sdpa".
+            attention scheduled by hand for Hopper; float16 or bfloat16, D of 40, 80 or 160), or None: what was the
+            fastest of these when timed (`tiles.PROVEN`). On Hopper in bfloat16 that is "gluon" at 448 tokens and more,
+            and "triton" below, and at other D from 80 on; elsewhere "sdpa".
         backward: of "triton" and "gluon", the others have their own. "triton" (three kernels; deterministic; no work
             for what needs no derivative; keeps 2*H*D channels per token beside the inputs; float32 without tf32),
             "gluon" (the same on Hopper, but with kernels scheduled by hand where they can serve: float16 or bfloat16, D
-            of 40 or 80, and for keys and values N a multiple of 4; racecheck has not seen them),
-            "recompute" (keeps only the inputs, and computes "sdpa" once more), or None: "triton" where it has been
-            proven on the chip and in the dtype and PyTorch would not use tf32, else "recompute". Second derivatives are
-            those of "sdpa" whichever it is, where that has any.
+            of 40 or 80, and for keys and values N a multiple of 4), "recompute" (keeps only the inputs, and computes
+            "sdpa" once more), or None: that of the backend's name where it has been proven on the chip and in the dtype
+            and PyTorch would not use tf32, else "recompute". Second derivatives are those of "sdpa" whichever it is,
+            where that has any.
 
     Returns:
         [B, F, N, C] in the inputs' dtype; under autocast, in what that makes of a backend's products.
@@ -98,30 +97,31 @@ def reference_attention(
     if backward not in (*BACKWARDS, None):
         raise ValueError(f"backward is {backward!r}, expected one of {sorted(BACKWARDS)} or None")
     _check(q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual)
-    if backend in ("triton", None):
-        backend = _choose(backend, q)
+    if backend is None:
+        backend = _fastest(q)
+    elif backend == "triton" and (reason := _why_not_triton(q, q.device.type == "cpu" and _TRITON_INTERPRETED)):
+        raise ValueError(f"backend 'triton' {reason}")
     elif backend == "gluon" and (reason := _why_not_gluon(q)) is not None:
         raise ValueError(f"backend 'gluon' {reason}")
     if backward == "gluon" and (reason := _why_not_hopper(q)) is not None:
         raise ValueError(f"backward 'gluon' {reason}")
     if backward is None:
         proven = backend not in BACKENDS and _proven(q) and tiles.arithmetic(q.dtype) != "tf32"
-        backward = "triton" if proven else "recompute"
+        backward = backend if proven else "recompute"
     return torch.ops.xdyna.reference_attention(
         q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual, backend, backward
     )
 
 
-def _choose(backend: str | None, q: Tensor) -> str:
-    """ "triton" if it can run on tensors like `q`; else "sdpa", or ValueError if "triton" was asked for."""
-    interpreted = backend == "triton" and q.device.type == "cpu" and _TRITON_INTERPRETED
-    reason = _why_not_triton(q, interpreted)
-    if reason is None and backend is None and not (_proven(q) and q.shape[-1] >= tiles.PROVEN[_chip_and_dtype(q)]):
-        reason = "has not been proven faster on this GPU, in this dtype and head dimension; it can be asked for by name"
+def _fastest(q: Tensor) -> str:
+    """What was the fastest, when timed, on tensors like `q`, of the backends that can run on them."""
+    reason = _why_not_triton(q, interpreted=False)
     if reason is None:
-        return "triton"
-    if backend == "triton":
-        raise ValueError(f"backend 'triton' {reason}")
+        if _proven(q) and q.shape[2] >= tiles.GLUON_TOKENS and _why_not_gluon(q) is None:
+            return "gluon"
+        if _proven(q) and q.shape[-1] >= tiles.PROVEN[_chip_and_dtype(q)]:
+            return "triton"
+        reason = "has not been proven faster on this GPU, in this dtype and head dimension; it can be asked for by name"
     if not torch.compiler.is_compiling() and reason not in _said:
         _said.add(reason)
         logger.debug("reference attention takes 'sdpa': 'triton' %s", reason)
