@@ -66,12 +66,12 @@ def test_every_moment_of_a_window_is_told_from_every_other():
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_wave_is_that_of_the_place_from_which_it_has_come(axis):
-    """At 0.02 of 25 latents a frame, half a latent: after two frames, it is the wave of the latent before."""
+    """At 0.0135 of 37 latents a frame, half a latent less 0.0005: after two frames, nearly that of the latent before."""
     size = [5, 5]
-    size[axis] = 25
-    waves = wave_channels(3, *size).unflatten(0, (len(SPEEDS), 2, -1))[SPEEDS.index(0.02), axis]
+    size[axis] = 37
+    waves = wave_channels(3, *size).unflatten(0, (len(SPEEDS), 2, -1))[SPEEDS.index(0.0135), axis]
     before, after = (waves[:, m].movedim(1 + axis, 1) for m in (0, 2))
-    torch.testing.assert_close(after[:, 1:], before[:, :-1])
+    torch.testing.assert_close(after[:, 1:], before[:, :-1], rtol=0, atol=2e-3)
     assert (after - before).abs().max() > 0.05
 
 
@@ -86,7 +86,7 @@ def _least_distance(columns: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(("right", "down"), DRIFTS)
 def test_what_drifts_finds_the_place_from_which_it_has_come(right, down):
-    """On 50 x 50 latents, after two frames: one or two latents on, or one and a half."""
+    """On 50 x 50 latents, after two frames: up to two latents on."""
     told = told_channels(3, 50, 50)
     come_from = (drift_waves(told)[2, :, DRIFTS.index((right, down))] @ (told[0] @ still_rows().T).T).argmax(-1)
     come_from = come_from.view(50, 50)
@@ -154,7 +154,7 @@ def test_positional_unet_is_the_denoiser_with_more_input(untrained, num_told):
 
 
 def test_a_denoiser_that_was_told_less_is_refused(untrained):
-    with pytest.raises(ValueError, match="in_channels leaves 25 channels beside the latents, expected 37 or 165"):
+    with pytest.raises(ValueError, match="in_channels leaves 25 channels beside the latents, expected 37 or 181"):
         PositionalUNet.from_config({**untrained.unet.config, "in_channels": 73})
 
 

@@ -24,18 +24,22 @@ def dataset(source=None, **changes) -> FusionDataset:
     return FusionDataset(source or PuppetSource(64, 64), replace(SMOKE, **changes), 3, preprocess)
 
 
-@given(st.integers(1, 24), st.floats(0, 1), st.floats(0.05, 0.95), st.integers(0, 1000))
-def test_a_batch_has_its_shares(batch: int, humans: float, late: float, step: int) -> None:
+@given(st.integers(1, 24), st.floats(0, 1), st.floats(0, 1), st.floats(0.05, 0.95), st.integers(0, 1000))
+def test_a_batch_has_its_shares(batch: int, humans: float, start: float, late: float, step: int) -> None:
     stage = Stage("any", (), frames=1, batch=batch, human_share=humans, steps=1)
-    drawn = [plan(stage, Place(0, step, clip), 5, late) for clip in range(batch)]
+    drawn = [plan(stage, Place(0, step, clip), 5, start, late) for clip in range(batch)]
+    # Timestep 999 is also drawn where it is not asked for, the last of the late ones, by chance.
     assert abs(sum(kind == "human" for kind, _ in drawn) - humans * batch) < 1 + 1e-6
-    assert abs(sum(timestep >= 600 for _, timestep in drawn) - late * batch) < 1 + 1e-6
+    assert sum(timestep == 999 for _, timestep in drawn) > start * batch - 1 - 1e-6
+    assert sum(timestep == 999 for _, timestep in drawn) < (start + (1 - start) * late / 400) * batch + 1 + 1e-6
+    late_or_last = start + (1 - start) * late
+    assert abs(sum(timestep >= 600 for _, timestep in drawn) - late_or_last * batch) < 1 + 1e-6
     assert all(0 <= timestep < 1000 for _, timestep in drawn)
 
 
 def test_timesteps_are_uniform_where_late_ones_have_their_natural_share() -> None:
     stage = Stage("any", (), frames=1, batch=10, human_share=0.5, steps=1)
-    drawn = [plan(stage, Place(0, step, clip), 5, 0.4)[1] for step in range(200) for clip in range(10)]
+    drawn = [plan(stage, Place(0, step, clip), 5, 0.0, 0.4)[1] for step in range(200) for clip in range(10)]
     counts = np.histogram(drawn, bins=10, range=(0, 1000))[0]
     assert counts.min() == counts.max() == 200  # a tenth of each batch in each tenth of the range
 

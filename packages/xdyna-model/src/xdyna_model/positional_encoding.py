@@ -10,10 +10,19 @@ WINDOW = 16  # frames
 # Of places that drift: to a query made of such a wave, the place in the reference that has come here by now is what
 # its own place is to the others.
 WAVE_FREQUENCIES = (1.0, 2.0, 4.0, 8.0)  # cycles over the longer side
-# Longer sides a frame, along either coordinate; what drifts at others is told by the nearest.
-SPEEDS = (-0.02, -0.015, -0.01, -0.005, 0.005, 0.01, 0.015, 0.02)
-# What a token may guess of what it shows: that it stands still, or drifts so, (right, down), each 0 or of `SPEEDS`.
-DRIFTS = ((0.0, 0.0), (0.0, 0.02), (0.015, 0.0), (-0.015, 0.0), (0.0, 0.01), (-0.01, 0.0))
+# What a token may guess of what it shows: that it stands still, or drifts so, (right, down) in longer sides a frame. They
+# are those of the drawn world that nano models are trained in; what drifts otherwise is told by the nearest.
+DRIFTS = (
+    (0.0, 0.0),
+    (0.0, 0.0205),
+    (0.0135, 0.0),
+    (-0.003, 0.0215),
+    (0.0036, 0.012),
+    (-0.0135, 0.0),
+    (0.0145, 0.0),
+    (-0.009, 0.0),
+)
+SPEEDS = tuple(sorted({speed for drift in DRIFTS for speed in drift} - {0.0}))  # along either coordinate
 NUM_POSITION_CHANNELS = 4 * len(FREQUENCIES) + 2 * len(MOMENT_FREQUENCIES) + 1
 NUM_WAVES = 4 * len(WAVE_FREQUENCIES)  # of a place: sines and cosines of both coordinates
 NUM_TOLD = NUM_POSITION_CHANNELS + 4 * len(WAVE_FREQUENCIES) * len(SPEEDS)
@@ -40,7 +49,7 @@ def moment_channels(frames: int, device: torch.device | None = None) -> Tensor:
 
 def wave_channels(frames: int, height: int, width: int, device: torch.device | None = None) -> Tensor:
     """Sines and cosines of the place from which what drifts at one of `SPEEDS` has come, along each coordinate,
-    [128, frames, height, width] float32; in the reference, frame 0, of the place itself."""
+    [144, frames, height, width] float32; in the reference, frame 0, of the place itself."""
     longer = max(height, width)
     rows, columns = ((torch.arange(n, dtype=torch.float32, device=device) + 0.5) / longer for n in (height, width))
     moments = torch.arange(frames, dtype=torch.float32, device=device)[:, None, None]
@@ -55,7 +64,7 @@ def wave_channels(frames: int, height: int, width: int, device: torch.device | N
 
 
 def told_channels(frames: int, height: int, width: int, device: torch.device | None = None) -> Tensor:
-    """Places, moments, a flag on the reference, waves: [frames, height*width, 165] float32 in [-1, 1].
+    """Places, moments, a flag on the reference, waves: [frames, height*width, 181] float32 in [-1, 1].
 
     Made where they are used: a copy from the CPU in every step makes a GPU wait, and no CUDA graph can hold it.
     """
@@ -68,8 +77,8 @@ def told_channels(frames: int, height: int, width: int, device: torch.device | N
 
 
 def drift_waves(told: Tensor) -> Tensor:
-    """Of `told_channels` [F, N, 165], the waves of the place from which has come what drifts as each of `DRIFTS` says:
-    [F, N, 6, 16], of rows and columns, frequency by frequency, sine and cosine.
+    """Of `told_channels` [F, N, 181], the waves of the place from which has come what drifts as each of `DRIFTS` says:
+    [F, N, 8, 16], of rows and columns, frequency by frequency, sine and cosine.
 
     The product of such waves with those of a place is largest at the place from which it has come; where that lies
     outside of the picture, one longer side away, as the slowest wave has that period. Fewer latents along the longer
@@ -91,6 +100,6 @@ def drift_waves(told: Tensor) -> Tensor:
 
 def still_rows() -> Tensor:
     """Which of the told channels are the waves of the place itself, as `drift_waves` orders them: one-hot rows,
-    [16, 165]."""
+    [16, 181]."""
     channels = torch.arange(NUM_TOLD, dtype=torch.float32)
     return torch.eye(NUM_TOLD)[drift_waves(channels[None, None])[0, 0, 0].long()]

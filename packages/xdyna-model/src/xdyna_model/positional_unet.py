@@ -50,7 +50,7 @@ class TellingLayout(ClipLayout):
         self._drifts.clear()
 
     def told(self, num_tokens: int, device: torch.device) -> Tensor:
-        """`told_channels` at the denoiser's level of so many tokens, [F, N, 165] float32."""
+        """`told_channels` at the denoiser's level of so many tokens, [F, N, 181] float32."""
         if num_tokens not in self._told:
             height, width = self.size
             while height * width > num_tokens:
@@ -59,7 +59,7 @@ class TellingLayout(ClipLayout):
         return self._told[num_tokens]
 
     def drifts(self, num_tokens: int, device: torch.device) -> Tensor:
-        """`drift_waves` at that level, [F, N, 6, 16] float32."""
+        """`drift_waves` at that level, [F, N, 8, 16] float32."""
         if num_tokens not in self._drifts:
             self._drifts[num_tokens] = drift_waves(self.told(num_tokens, device))
         return self._drifts[num_tokens]
@@ -101,7 +101,7 @@ class DriftingAdapter(PositionalAdapter):
     Heads that looked at one drift each would have to be chosen from afterwards, once all of their contents have been
     added up: a small model has not the channels for that, and several thousand steps have not been enough.
 
-    guesses: of the last call with gradients: logits, [B, F, N, heads, 6] float32. Who takes them sets them to None.
+    guesses: of the last call with gradients: logits, [B, F, N, heads, 8] float32. Who takes them sets them to None.
     """
 
     guesses: Tensor | None = None

@@ -41,8 +41,11 @@ class Config:
     accumulate: micro-batches a step. ema_decay: of the averaged weights, which are what is kept at the end.
     prediction: what the denoiser learns to predict, None for what the scheduler it starts with says; the scheduler that
         is saved says so, too.
-    snr_gamma: Min-SNR weighting (Hang et al. 2023), None for none. late_share: share of timesteps drawn from the
-        noisiest two fifths, 0.4 being uniform.
+    snr_gamma: Min-SNR weighting (Hang et al. 2023), None for none.
+    start_share: share of timesteps that are the last one, where sampling starts. Where frames share one noise, and that
+        timestep keeps nothing of the clip, it alone teaches what conditions ask for: at all others, what changes from
+        frame to frame is read off the noisy clip, in which it is free of noise.
+    late_share: share of the other timesteps drawn from the noisiest two fifths, 0.4 being uniform.
     temporal_weight: weight of the error's change from frame to frame. person_weight, face_weight: what a pixel of the
         person, of the face, counts beside 1.
     drift_weight: weight of what tokens guess of drifts (see `loss.drift_loss`), where the denoiser guesses, as nano
@@ -78,6 +81,7 @@ class Config:
     ema_decay: float = 0.9999
     prediction: Prediction | None = None
     snr_gamma: float | None = None
+    start_share: float = 0.0
     late_share: float = 0.4
     temporal_weight: float = 0.0
     drift_weight: float = 0.0
@@ -147,12 +151,14 @@ _NANO = Config(
 _NANO_GPU = replace(
     _NANO,
     model="nano-gpu",
-    # At 1e-8, attention over time grew without end, before its queries and keys were normalised.
-    epsilon=1e-6,
     ema_decay=0.998,
-    temporal_weight=1.0,
-    person_weight=1.5,
+    start_share=0.6,
+    late_share=0.5,
+    temporal_weight=2.0,
+    person_weight=2.0,
+    face_weight=12.0,
     shared_noise=True,
+    sample_every=10_000,
     workers=15,
     checkpoint_every=250,
 )
@@ -199,22 +205,24 @@ PRESETS = {
     "nano-gpu": replace(
         _NANO_GPU,
         stages=(
-            Stage("pairs", EVERYTHING, frames=2, batch=40, human_share=0.85, steps=1200),
-            Stage("short", EVERYTHING, frames=6, batch=24, human_share=0.5, steps=600),
-            Stage("long", EVERYTHING, frames=16, batch=10, human_share=0.6, steps=4600),
+            Stage("pairs", EVERYTHING, frames=2, batch=40, human_share=0.85, steps=700),
+            Stage("long", EVERYTHING, frames=16, batch=10, human_share=0.6, steps=2500),
         ),
         learning_rate=1.5e-3,
         warmup=100,
-        face_weight=8.0,
-        sample_every=1000,
         note="545 s of an H100 took it to step 3,639; 32 held-back puppets: joints .95, retrieval .99, IoU .140 above "
         "copy, eyes .74, mouth .27, flicker .013, nothing flows",
     ),
     "nano-gpu-finish": replace(  # goes on from a model of "nano-gpu"
         _NANO_GPU,
-        stages=(Stage("long", EVERYTHING, frames=16, batch=10, human_share=0.6, steps=2000),),
+        stages=(Stage("long", EVERYTHING, frames=16, batch=10, human_share=0.6, steps=5200),),
+        learning_rate=1.5e-3,
         warmup=50,
-        face_weight=16.0,
+        start_share=0.8,
+        late_share=0.4,
+        person_weight=1.0,
+        face_weight=8.0,
+        checkpoint_every=1000,
         note="274 s of an H100; 32 held-back puppets: joints .96, retrieval 1.00, IoU .154 above copy, eyes .82, "
         "mouth .38, flicker .014, nothing flows",
     ),

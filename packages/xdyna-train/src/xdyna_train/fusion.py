@@ -93,7 +93,7 @@ class FusionDataset(Dataset):
         stage = self._config.stages[place.stage]
         # The 1 keeps it apart from the batch's plan: numpy takes what is missing of a seed for zeros, as clip 0 has.
         rng = np.random.default_rng((self._seed, *place, 1))
-        kind, timestep = plan(stage, place, self._seed, self._config.late_share)
+        kind, timestep = plan(stage, place, self._seed, self._config.start_share, self._config.late_share)
         skipped: list[str] = []
         while True:
             try:
@@ -139,13 +139,16 @@ def nearest_drift(velocity: np.ndarray, masks: np.ndarray) -> Tensor:
     return torch.from_numpy(np.where(masks, np.int8(0), nearest[:, None]))[None]
 
 
-def plan(stage: Stage, place: Place, seed: int, late_share: float) -> tuple[Kind, int]:
-    """Kind and timestep of a clip. Both are spread evenly over a batch: as many people and scenes, and as many early
-    and late timesteps, as their shares say."""
+def plan(stage: Stage, place: Place, seed: int, start_share: float, late_share: float) -> tuple[Kind, int]:
+    """Kind and timestep of a clip. Both are spread evenly over a batch: as many people and scenes, and as many last,
+    late and early timesteps, as their shares say."""
     rng = np.random.default_rng((seed, *place[:2]))
     order, shift = rng.permutation(stage.batch), rng.random(2)
     kind: Kind = "human" if (place.clip + shift[0]) / stage.batch < stage.human_share else "scene"
     part = (order[place.clip] + shift[1]) / stage.batch  # uniform in [0, 1)
+    if part < start_share:
+        return kind, _NUM_TIMESTEPS - 1
+    part = (part - start_share) / (1 - start_share)
     if part < late_share:
         return kind, int(_FIRST_LATE + part / late_share * (_NUM_TIMESTEPS - _FIRST_LATE))
     return kind, int((part - late_share) / (1 - late_share) * _FIRST_LATE)

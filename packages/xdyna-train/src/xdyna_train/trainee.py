@@ -31,7 +31,7 @@ class Trainee(nn.Module):
         self, clip: Tensor, timesteps: Tensor, text: Tensor, image_features: Tensor, pose: Tensor, face: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The prediction for frames 1..F, [B, C, F, h, w], and what their tokens guess of drifts: float32 logits of A
-        adapters, [A, B, F, N, heads, 6]; [0] of a denoiser that guesses nothing, and without gradients.
+        adapters, [A, B, F, N, heads, 8]; [0] of a denoiser that guesses nothing, and without gradients.
 
         clip: [B, C, 1+F, h, w], frame 0 the clean reference. timesteps: [B]. text: [B, T, E].
         image_features: [B, L, E'], hidden states of the image encoder. pose: [B, F, 3, H, W]; face: [B, F, 6, H, W].
