@@ -112,7 +112,7 @@ def test_a_run_is_not_resumed_with_other_data(people: Path, tmp_path: Path) -> N
     [
         (
             ["--preset", "huge"],
-            "choose from paper, nano, nano-more, nano-finish, nano-gpu, nano-gpu-finish, nano-drift, smoke",
+            "choose from paper, nano, nano-more, nano-finish, nano-gpu, nano-gpu-finish, smoke",
         ),
         (["--steps", "0"], "--steps 0"),
         (["--seed", "-1"], "--seed -1"),

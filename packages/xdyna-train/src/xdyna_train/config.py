@@ -60,10 +60,11 @@ class Config:
         processes, and where gradients are accumulated or checkpointed.
     model: where training starts from; see `starts.py`.
     data: digest of the data set, "" for puppets: a run is not resumed with another.
-    note: what the preset reached. But for "nano-drift" all on 2026-11-26 and of an earlier nano model: before queries
-        and keys were told of places and those over time normalised, and before tokens guessed drifts and were taught
-        them (see `positional_unet`). "nano", "nano-more" and "nano-finish" also before scenes drifted at one speed,
-        which makes other cases, and with coarse gradients of attention (see `engine.attention_for`).
+    note: what the preset reached; eyes, mouth, flow and energy as parts of the truth's. Those of "nano-gpu" and
+        "nano-gpu-finish" on 2026-11-27. Those of "nano", "nano-more" and "nano-finish" a day earlier, of an earlier nano
+        model: before queries and keys were told of places and those over time normalised, before tokens guessed drifts
+        (see `positional_unet`) and scenes drifted at one speed, which makes other cases, and with coarse gradients of
+        attention (see `engine.attention_for`).
     """
 
     stages: tuple[Stage, ...]
@@ -210,8 +211,8 @@ PRESETS = {
         ),
         learning_rate=1.5e-3,
         warmup=100,
-        note="545 s of an H100 took it to step 3,639; 32 held-back puppets: joints .95, retrieval .99, IoU .140 above "
-        "copy, eyes .74, mouth .27, flicker .013, nothing flows",
+        note="391 s of an H200; 32 held-back puppets: joints .96, retrieval 1.00, IoU .176 above copy, eyes .89, mouth "
+        ".85, flicker .014, flow .93 to 1.00, energy .21",
     ),
     "nano-gpu-finish": replace(  # goes on from a model of "nano-gpu"
         _NANO_GPU,
@@ -223,25 +224,8 @@ PRESETS = {
         person_weight=1.0,
         face_weight=8.0,
         checkpoint_every=1000,
-        note="274 s of an H100; 32 held-back puppets: joints .96, retrieval 1.00, IoU .154 above copy, eyes .82, "
-        "mouth .38, flicker .014, nothing flows",
-    ),
-    "nano-drift": replace(  # goes on from a nano model that knows people
-        _NANO,
-        stages=(
-            Stage("scenes", EVERYTHING, frames=6, batch=10, human_share=0.3, steps=150),
-            Stage("short", EVERYTHING, frames=8, batch=8, human_share=0.6, steps=100),
-            Stage("long", EVERYTHING, frames=16, batch=4, human_share=0.55, steps=680),
-        ),
-        warmup=20,
-        ema_decay=0.985,
-        late_share=0.7,
-        temporal_weight=2.0,
-        person_weight=2.0,
-        face_weight=12.0,
-        shared_noise=True,
-        note="run in two parts, see README: joints .96, retrieval .99, IoU .150 above copy, eyes .82, mouth .33, "
-        "flicker .015; flow of waterfall .47, clouds .34, rain .04 of the truth's",
+        note="553 s of an H200; 32 held-back puppets: joints .97, retrieval 1.00, IoU .226 above copy, eyes .97, mouth "
+        ".90, flicker .011, flow .87 to .98, energy .38",
     ),
     "smoke": Config(
         stages=(
