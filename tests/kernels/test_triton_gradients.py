@@ -170,10 +170,9 @@ def test_under_gradient_checkpointing(backward):
     """Which computes the forward again, and hands out what was saved once."""
     leaves = [t.requires_grad_() for t in inputs().values()]
     call = functools.partial(reference_attention, backend="triton", backward=backward)
-    found = []
-    for out in (call(*leaves), checkpoint(call, *leaves, use_reentrant=False)):
-        found.append(torch.autograd.grad(out.square().sum(), leaves))
-    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+    results = call(*leaves), checkpoint(call, *leaves, use_reentrant=False)
+    plain, found = (torch.autograd.grad(out.square().sum(), leaves) for out in results)
+    torch.testing.assert_close(found, plain, rtol=0, atol=0)
 
 
 def test_no_two_derivatives_share_memory():

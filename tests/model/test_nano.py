@@ -66,7 +66,7 @@ def test_every_moment_of_a_window_is_told_from_every_other():
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_wave_is_that_of_the_place_from_which_it_has_come(axis):
-    """At 0.0135 of 37 latents a frame, half a latent less 0.0005: after two frames, nearly that of the latent before."""
+    """At 0.0135 of 37 latents a frame, half a latent less 0.0005: after two frames, about that of the latent before."""
     size = [5, 5]
     size[axis] = 37
     waves = wave_channels(3, *size).unflatten(0, (len(SPEEDS), 2, -1))[SPEEDS.index(0.0135), axis]

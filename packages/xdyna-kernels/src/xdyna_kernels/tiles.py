@@ -228,8 +228,8 @@ MAX_HEAD_DIM = 256
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CHIPS = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100"}
 # Where forward and gradients have passed parity on a GPU, by chip and dtype, and the head dimension from which "triton"
-# is the default where "gluon" is not: there it was faster forward than "sdpa" and, at 448 tokens and more, at most 1.3 %
-# slower with gradients (bench/baselines).
+# is the default where "gluon" is not: there it was faster forward than "sdpa" and, at 448 tokens and more, at most
+# 1.3 % slower with gradients (bench/baselines).
 PROVEN: dict[tuple[str, torch.dtype], int] = {("sm_90", torch.bfloat16): 80}
 # Queries of a frame from which "gluon" is the default on a proven chip. It was the fastest of all there; a layer of 112
 # waits for its launches.

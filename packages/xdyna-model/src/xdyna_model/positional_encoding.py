@@ -10,8 +10,8 @@ WINDOW = 16  # frames
 # Of places that drift: to a query made of such a wave, the place in the reference that has come here by now is what
 # its own place is to the others.
 WAVE_FREQUENCIES = (1.0, 2.0, 4.0, 8.0)  # cycles over the longer side
-# What a token may guess of what it shows: that it stands still, or drifts so, (right, down) in longer sides a frame. They
-# are those of the drawn world that nano models are trained in; what drifts otherwise is told by the nearest.
+# What a token may guess of what it shows: that it stands still, or drifts so, (right, down) in longer sides a frame.
+# They are those of the drawn world that nano models are trained in; what drifts otherwise is told by the nearest.
 DRIFTS = (
     (0.0, 0.0),
     (0.0, 0.0205),

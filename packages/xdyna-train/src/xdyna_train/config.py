@@ -61,7 +61,7 @@ class Config:
     model: where training starts from; see `starts.py`.
     data: digest of the data set, "" for puppets: a run is not resumed with another.
     note: what the preset reached; eyes, mouth, flow and energy as parts of the truth's. Those of "nano-gpu" and
-        "nano-gpu-finish" on 2026-11-27. Those of "nano", "nano-more" and "nano-finish" a day earlier, of an earlier nano
+        "nano-gpu-finish" on 2026-11-27. Those of "nano", "nano-more" and "nano-finish" a day earlier, of an earlier
         model: before queries and keys were told of places and those over time normalised, before tokens guessed drifts
         (see `positional_unet`) and scenes drifted at one speed, which makes other cases, and with coarse gradients of
         attention (see `engine.attention_for`).
