@@ -102,9 +102,10 @@ def test_cuda_rounds_against_stand_ins(load, monkeypatch):
     monkeypatch.setattr(torch, "empty", lambda *size, **options: flush)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("synchronize"))
-    memory = SimpleNamespace(memory_allocated=100, max_memory_allocated=350, reset_peak_memory_stats=None)
-    for name, value in vars(memory).items():
-        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    memory = {"requested_bytes.all.current": 100, "requested_bytes.all.peak": 900}
+    reset = {"requested_bytes.all.peak": 350}  # 900 was before
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda: memory)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: memory.update(reset))
     times = timing.interleaved({"a": lambda: log.append("call")}, torch.device("cuda"), repeats=2, seed=0)
     one_round = ["flush", "event", "call", "event", "synchronize"]
     assert log[-10:] == one_round * 2
