@@ -50,7 +50,15 @@ def test_other_chips_are_named(capability, monkeypatch):
 
 @pytest.mark.parametrize(
     ("N", "D", "taken"),
-    [(448, 40, "gluon"), (447, 40, None), (7168, 160, "gluon"), (112, 160, "triton"), (448, 88, "triton")],
+    [
+        (448, 40, "gluon"),
+        (447, 40, None),
+        (7168, 160, "gluon"),
+        (112, 160, "triton"),
+        (448, 88, "triton"),
+        (5, 80, "triton"),
+        (5, 72, None),
+    ],
 )
 def test_default_backend_is_what_was_timed_fastest(N, D, taken, monkeypatch):
     """As on an H100; None is an answer of PyTorch's own."""

@@ -190,17 +190,6 @@ def test_default_is_what_has_been_proven(proven, tf32, taken, launched, monkeypa
     assert bool(launched) == taken
 
 
-@pytest.mark.parametrize(("D", "taken"), [(40, False), (72, False), (80, True)])
-def test_default_backend_is_what_was_timed_faster(D, taken, launched, monkeypatch):
-    """As on an H100, of a few tokens: from 80 channels a head on."""
-    module = sys.modules["xdyna_kernels.reference_attention"]
-    monkeypatch.setattr(module, "_proven", lambda q: True)
-    monkeypatch.setattr(module, "_why_not_triton", lambda q, interpreted: None)
-    monkeypatch.setattr(module, "_chip_and_dtype", lambda q: ("sm_90", torch.bfloat16))
-    gradients(inputs(D=D), backend=None)
-    assert bool(launched) == taken
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_wrong_scale_does_not_pass(dtype, monkeypatch):
     tensors = inputs(N=33, D=40, dtype=dtype)
