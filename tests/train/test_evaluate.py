@@ -17,8 +17,9 @@ from xdyna_train.cli import main
 from xdyna_train.evaluate import Evaluation, evaluate
 from xdyna_train.evaluation_benchmark import Benchmark
 from xdyna_train.evaluation_cases import MEASURED, Case, draw_case, scene_kind
-from xdyna_train.evaluation_figures import unit
+from xdyna_train.evaluation_figures import ENERGY, unit
 from xdyna_train.evaluation_report import table, write
+from xdyna_train.metrics.motion import apart
 
 IDENTITIES = 5  # one of each measured scene and one other
 HEIGHT, WIDTH = 112, 64
@@ -70,6 +71,17 @@ def mixed(case: Case, _: object) -> np.ndarray:
 def flickering(case: Case, _: object) -> np.ndarray:
     noise = np.random.default_rng(0).normal(0, 8, case.truth.shape)
     return (case.truth + noise).clip(0, 255).astype(np.uint8)
+
+
+def flickering_figure(case: Case, _: object) -> np.ndarray:
+    """The scene is right to the bit; the figure and what is within two pixels of it are not."""
+    return np.where(apart(case.truth, case.background[1:])[..., None], case.truth, flickering(case, None))
+
+
+def flickering_copy(case: Case, _: object) -> np.ndarray:
+    """Paler, so that no noise is cut off at black or white."""
+    noise = np.random.default_rng(case.seed).normal(0, 8, case.truth.shape)
+    return (64 + still(case, None) / 2 + noise).astype(np.uint8)
 
 
 def heedless(case: Case, _: object) -> np.ndarray:
@@ -143,6 +155,13 @@ def test_a_planted_fault_misses_its_bar(
     for start in passing:
         assert not any(name.startswith(start) for name in failed), start
     assert not evaluation.controls
+
+
+@pytest.mark.parametrize(("make", "share"), [(flickering_figure, 1), (flickering_copy, 0)])
+def test_what_a_scene_moves_is_told_from_what_flickers(make: Callable, share: float, benchmark_: Benchmark) -> None:
+    comparison = benchmark_.compare(benchmark_.measure([unit(make(case, False)) for case in benchmark_.cases]))
+    assert np.nanmean(comparison.model.flicker) > 0.005
+    assert ENERGY.of(comparison) == pytest.approx(share, abs=0.03)
 
 
 @pytest.mark.usefixtures("controlled")

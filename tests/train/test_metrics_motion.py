@@ -1,9 +1,10 @@
 """Flow is measured as the world makes it, and motion, flicker and rest are told apart."""
 
+import cv2
 import numpy as np
 import pytest
 from xdyna_train.metrics.intervals import bootstrap, correlation
-from xdyna_train.metrics.motion import flicker, flowing, measure_flow, motion_energy, motion_followed
+from xdyna_train.metrics.motion import apart, flicker, flowing, measure_flow, motion_energy, motion_followed
 from xdyna_train.puppets import Identity, Motion, Scene, render_clip
 
 HEIGHT, WIDTH, FRAMES = 112, 64, 16
@@ -64,6 +65,15 @@ def test_the_figure_and_its_surroundings_are_left_out() -> None:
     assert not (where & changed).any()
     assert not (where & np.roll(changed, 2, 1)).any()
     assert 0.1 < where.mean() < 0.7
+
+
+def test_in_a_room_all_but_the_figure_and_its_surroundings_is_apart() -> None:
+    _, frames, alone = clip("room", 0)
+    assert not flowing(frames, alone).any()
+    where = apart(frames, alone, margin=2)
+    changed = (frames != alone).any(-1)
+    near = np.array([cv2.dilate(part.astype(np.uint8), np.ones((5, 5), np.uint8)) for part in changed], bool)
+    assert np.array_equal(where, ~near)
 
 
 def test_flicker_is_noise_where_the_truth_rests_and_not_the_figure() -> None:

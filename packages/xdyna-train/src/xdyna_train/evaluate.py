@@ -26,7 +26,7 @@ CONTROL_CASES = 8
 OWN_FIGURES: Mapping[str, Sequence[Figure]] = {
     "adapter off": (figures.COLOUR,),
     "control off": (figures.IOU_GAIN, figures.JOINTS, figures.RETRIEVAL),
-    "motion modules off": (figures.FLOW_SIZE, figures.FLOW_ANGLE, figures.FLICKER),
+    "motion modules off": (figures.FLOW_SIZE, figures.FLOW_ANGLE, figures.ENERGY, figures.FLICKER),
 }
 
 

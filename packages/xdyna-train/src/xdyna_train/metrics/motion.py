@@ -8,16 +8,20 @@ _REACH = 0.1  # the largest flow looked for along each axis, in heights a frame
 _LEAST_OVERLAP = 0.1  # of the most pixels that any shift compares; with fewer a shift is not considered
 
 
-def flowing(truth: np.ndarray, background: np.ndarray, margin: int = 2) -> np.ndarray:
-    """Where the scene moves in the truth, and neither the figure nor its shadow is within `margin` pixels.
+def apart(truth: np.ndarray, background: np.ndarray, margin: int = 2) -> np.ndarray:
+    """Where neither the figure nor its shadow is within `margin` pixels.
 
     truth, background: [F, H, W, 3], with and without the figure at the same times. Returns [F, H, W] bool.
     """
     taken = (truth != background).any(-1)
     padded = np.pad(taken, ((0, 0), (margin, margin), (margin, margin)))
     side = 2 * margin + 1
-    near = np.lib.stride_tricks.sliding_window_view(padded, (1, side, side)).any((-1, -2, -3))
-    return ~near & (background != background[:1]).any((0, -1))
+    return ~np.lib.stride_tricks.sliding_window_view(padded, (1, side, side)).any((-1, -2, -3))
+
+
+def flowing(truth: np.ndarray, background: np.ndarray, margin: int = 2) -> np.ndarray:
+    """Where the scene moves, `apart` from the figure. The same arguments, [F, H, W] bool."""
+    return apart(truth, background, margin) & (background != background[:1]).any((0, -1))
 
 
 def measure_flow(frames: np.ndarray, free: np.ndarray) -> tuple[float, float]:
