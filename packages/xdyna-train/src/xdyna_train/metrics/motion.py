@@ -16,7 +16,8 @@ def apart(truth: np.ndarray, background: np.ndarray, margin: int = 2) -> np.ndar
     taken = (truth != background).any(-1)
     padded = np.pad(taken, ((0, 0), (margin, margin), (margin, margin)))
     side = 2 * margin + 1
-    return ~np.lib.stride_tricks.sliding_window_view(padded, (1, side, side)).any((-1, -2, -3))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (1, side, side))
+    return np.logical_not(windows.any((-1, -2, -3)))
 
 
 def flowing(truth: np.ndarray, background: np.ndarray, margin: int = 2) -> np.ndarray:
