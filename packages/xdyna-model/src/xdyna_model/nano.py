@@ -83,7 +83,7 @@ def nano_pipeline(seed: int = 0, size: dict[str, Any] = CPU_SIZE) -> XDynaPipeli
                 embed_dims=tiny.WIDTH, output_dims=tiny.WIDTH, hidden_dims=tiny.WIDTH, depth=1, dim_head=8, heads=4
             ),
             scheduler=nano_scheduler(),
-            default_steps=2,
+            default_steps=5,
             default_guidance=1.0,
         )
         tiny.start_from_scratch(pipeline)
