@@ -110,7 +110,7 @@ def test_a_run_is_not_resumed_with_other_data(people: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--preset", "huge"], "choose from paper, nano, nano-more, nano-finish, nano-gpu, nano-gpu-finish, smoke"),
+        (["--preset", "huge"], "choose from paper, nano, nano-gpu, nano-gpu-finish, smoke"),
         (["--steps", "0"], "--steps 0"),
         (["--seed", "-1"], "--seed -1"),
         (["--seed", str(2**63)], "below 2**63"),
