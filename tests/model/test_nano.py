@@ -1,5 +1,8 @@
 """The nano model: its two parts of its own, its start, and the weights that ship."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +40,12 @@ from xdyna_model.unet import XDynaUNet
 from xdyna_model.video import read_frames
 
 FRAMES = 4
+
+
+def test_a_fresh_interpreter_loads_the_pipeline_by_its_class() -> None:
+    code = f"from xdyna_model import XDynaPipeline; XDynaPipeline.from_pretrained({str(job.NANO)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")

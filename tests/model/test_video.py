@@ -106,6 +106,27 @@ def with_cover(path: Path, film: bool) -> None:
     path.write_bytes(data[:track] + data[tags:end] + data[track:tags] + data[end:])
 
 
+def test_a_title_that_is_not_utf8_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    path = tmp_path / "camera.avi"
+    with av.open(path, "w", metadata_errors="ignore") as container:
+        container.metadata["title"] = "CafeXX"
+        stream = container.add_stream("mjpeg", 10, width=32, height=32, pix_fmt="yuvj420p")
+        for picture in np.zeros((3, 32, 32, 3), np.uint8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        container.mux(stream.encode())
+    title = path.read_bytes()
+    assert title.count(b"CafeXX") == 1
+    path.write_bytes(title.replace(b"CafeXX", b"Caf\xe9XX"))
+    assert len(read_frames(path).frames) == 3
+
+
+def test_a_codec_that_is_not_known_is_named(tmp_path: Path, video: Path) -> None:
+    path = tmp_path / "odd.mp4"
+    path.write_bytes(video.read_bytes().replace(b"avc1", b"zzzz"))
+    with pytest.raises(InputError, match="codec is not known"):
+        check_length(path, 1)
+
+
 def test_a_cover_is_not_the_film(tmp_path: Path) -> None:
     with_cover(tmp_path / "film.mp4", film=True)
     with av.open(str(tmp_path / "film.mp4")) as container:

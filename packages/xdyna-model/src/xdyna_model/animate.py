@@ -67,7 +67,7 @@ def load(job: Job, device: torch.device, dtype: torch.dtype, say: Say) -> "XDyna
         say(PUPPETS_ONLY)
     if device.type == "cpu":
         return_freed_memory()
-    pipeline = load_pipeline(job.model or NANO, dtype)
+    pipeline = load_pipeline(NANO if job.model is None else job.model, dtype)
     pipeline.to(device, dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

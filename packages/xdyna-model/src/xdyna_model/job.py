@@ -11,7 +11,7 @@ from xdyna_model.outputs import check_output
 
 _PACKAGE = Path(str(resources.files("xdyna_model")))
 EXAMPLE = _PACKAGE / "example"
-NANO = _PACKAGE / "nano_model"  # made by `xdyna-train fit --preset nano`
+NANO = _PACKAGE / "nano_model"  # made by `xdyna-train fit`, presets nano-gpu and nano-gpu-finish
 EXAMPLE_FRAMES = 16  # one window
 MULTIPLE = 8  # pixels to a latent
 MAX_STEPS = 250

@@ -16,6 +16,9 @@ from xdyna_model.conditions import Conditions
 from xdyna_model.denoising import Denoising
 from xdyna_model.image_tokens import ImageProjection
 from xdyna_model.pixel_codec import PixelCodec
+from xdyna_model.positional_unet import (
+    PositionalUNet,  # noqa: F401  diffusers loads a component only of a module that is imported
+)
 from xdyna_model.unet import XDynaUNet
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")

@@ -155,7 +155,7 @@ def _open(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     )
     try:
         # "file:" keeps a colon in a name from being taken for a network address.
-        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"})
+        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
     except av.FFmpegError as error:
         raise InputError(none) from error
     with container:
@@ -163,6 +163,8 @@ def _open(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         stream = next(videos, None)
         if stream is None or container.format.name.endswith(NO_VIDEO):
             raise InputError(none)
+        if stream.codec_context is None:
+            raise InputError(f"{path}: its codec is not known; re-encode it, for example as H.264 in MP4")
         yield container, stream
 
 

@@ -1,6 +1,6 @@
 """Halves a trained model for shipping: `python -m xdyna_train.publish RUN/model OUT_DIR`.
 
-The nano model in `xdyna_model` is what `xdyna-train fit --preset nano` wrote, passed through this.
+The nano model in `xdyna_model` is what `xdyna-train fit` wrote, passed through this.
 """
 
 import json
