@@ -31,6 +31,10 @@ pytestmark = pytest.mark.usefixtures("current_folder")
         ("--frames 11", "dance.mp4: has 10 frames, 11 were asked for; ask for at most 10"),
         ("--width 500", "--width 500: must be a multiple of 8 pixels; the nearest are 496 and 504"),
         ("--height 8", "--height 8: must be at least 64"),
+        ("--width 4000000000", "--width 4000000000: must be at most 16384 pixels"),
+        (f"--out {'o' * 300}.mp4", "file name too long"),
+        (f"--driving {'d' * 300}.mp4", "file name too long"),
+        (f"--dwpose {'d' * 300}", "file name too long"),
         ("--face-local local.mp4", "--face-local and --face-global go together"),
         ("--steps 251", "--steps 251: must be at most 250; more divide the model's 1000 timesteps"),
         ("--guidance nan", "--guidance nan: must be"),
@@ -40,6 +44,7 @@ pytestmark = pytest.mark.usefixtures("current_folder")
         ("--out result.gif", "result.gif: the result is an MP4 file"),
         ("--out dance.mp4", "dance.mp4: is an input and would be overwritten"),
         ("--device cuda", "no usable CUDA GPU"),
+        ("--device cuda:99999999999", "no usable CUDA GPU"),
         ("--device tpu", "--device tpu: is unknown"),
     ],
 )

@@ -22,6 +22,11 @@ def test_sizes(width: int | None, height: int | None, size: tuple[int, int]) -> 
     assert choose_size(Job(width=width, height=height), 896, 512) == size
 
 
+def test_a_side_that_follows_from_the_other_is_bounded_too() -> None:
+    with pytest.raises(InputError, match="the width comes to 24576 pixels"):
+        choose_size(Job(height=16384), 64, 96)
+
+
 def test_size_of_a_model_that_is_odd() -> None:
     with pytest.raises(InputError, match="multiple of 8"):
         choose_size(Job(), 100, 64)

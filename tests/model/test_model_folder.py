@@ -99,6 +99,22 @@ def test_another_pipeline_is_refused(folder):
         load_pipeline(folder)
 
 
+@pytest.mark.parametrize("entry", [None, [], ["diffusers"], [1, 2], "diffusers"])
+@pytest.mark.parametrize("name", ["unet", "scheduler"])
+def test_an_index_that_names_no_class(folder, name, entry):
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {name: entry}))
+    with pytest.raises(InputError, match=f"lacks {name}"):
+        load_pipeline(folder)
+
+
+def test_sizes_of_nothing_are_refused(folder):
+    config = json.loads((folder / "unet/config.json").read_text())
+    (folder / "unet/config.json").write_text(json.dumps(config | {"num_attention_heads": 0}))
+    with pytest.raises(InputError, match="unet: cannot be loaded"):
+        load_pipeline(folder)
+
+
 def test_no_such_folder(tmp_path):
     with pytest.raises(InputError, match="no such folder; give a pipeline folder or a hub id"):
         load_pipeline(tmp_path / "nowhere")

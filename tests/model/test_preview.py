@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from xdyna_model.preview import GROUND, LABEL_HEIGHT, MARGIN, PANEL_HEIGHT, contact_sheet, side_by_side
+from xdyna_model.preview import GROUND, LABEL_HEIGHT, MARGIN, PANEL_HEIGHT, PANEL_WIDTH, contact_sheet, side_by_side
 
 COLOURS = {"reference": (200, 0, 0), "driving": (0, 200, 0), "result": (0, 0, 200)}
 
@@ -39,6 +39,13 @@ def test_sides_are_even_and_bounded(height: int, width: int) -> None:
     frame = next(side_by_side(streams(2, height, width)))
     assert frame.shape[0] % 2 == frame.shape[1] % 2 == 0
     assert frame.shape[0] <= PANEL_HEIGHT + LABEL_HEIGHT + MARGIN + 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 640), (128, 4096)])
+def test_wide_panels_are_bounded(height: int, width: int) -> None:
+    frame = next(side_by_side(streams(1, height, width)))
+    assert frame.shape[1] <= 3 * (PANEL_WIDTH + MARGIN) + MARGIN + 1
+    assert frame.shape[0] == LABEL_HEIGHT + MARGIN + min(3 * 64, 2048 * height // width)  # in the video's ratio
 
 
 @pytest.mark.parametrize(("count", "columns"), [(1, 1), (4, 4), (100, 6)])

@@ -31,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         if not is_out_of_memory(error):
             raise
         _refuse(OUT_OF_MEMORY)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _refuse(f"{error.filename}: {(error.strerror or str(error)).lower()}")
     raise AssertionError("typer exits by itself")
 
 

@@ -16,16 +16,16 @@ def choose_device(name: str) -> torch.device:
     """name: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1". Raises InputError if there is no such one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+    kind = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+    if not kind:
         raise InputError(f"--device {name}: is unknown; use auto, cpu, cuda, or cuda:0 and so on")
-    device = torch.device(name)
-    if device.type == "cuda":
+    if name != "cpu":
         if not torch.cuda.is_available():
             raise InputError(f"--device {name}: no usable CUDA GPU on this machine; use --device cpu")
         count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
+        if int(kind[1] or 0) >= count:
             raise InputError(f"--device {name}: this machine's GPUs are cuda:0 to cuda:{count - 1}")
-    return device
+    return torch.device(name) if kind[1] is None else torch.device("cuda", int(kind[1]))
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -14,6 +14,7 @@ EXAMPLE = _PACKAGE / "example"
 NANO = _PACKAGE / "nano_model"  # made by `xdyna-train fit`, presets nano-gpu and nano-gpu-finish
 EXAMPLE_FRAMES = 16  # one window
 MULTIPLE = 8  # pixels to a latent
+MAX_SIDE = 16384  # pixels of a picture in H.264, by x264
 MAX_STEPS = 250
 VIDEOS = ("driving", "pose", "face_local", "face_global")
 
@@ -104,9 +105,12 @@ def check_job(job: Job) -> None:
 def choose_size(job: Job, default_height: int, default_width: int) -> tuple[int, int]:
     """The (height, width) of the result: as asked; the model's own; or one side asked, the other in its ratio.
 
-    Raises InputError unless both are multiples of 8 pixels and at least 64.
+    Raises InputError unless both are multiples of 8 pixels, at least 64 and at most 16384.
     """
     height, width = job.height, job.width
+    for name, side in (("width", width), ("height", height)):
+        if side is not None and side > MAX_SIDE:
+            raise InputError(f"--{name} {side}: must be at most {MAX_SIDE} pixels")
     if height is None:
         height = default_height if width is None else _multiple(width * default_height / default_width)
     if width is None:
@@ -118,6 +122,10 @@ def choose_size(job: Job, default_height: int, default_width: int) -> tuple[int,
             below = side // MULTIPLE * MULTIPLE
             near = f"{below} and {below + MULTIPLE}"
             raise InputError(f"--{name} {side}: must be a multiple of {MULTIPLE} pixels; the nearest are {near}")
+        if side > MAX_SIDE:
+            raise InputError(
+                f"the {name} comes to {side} pixels, of at most {MAX_SIDE}; give both --width and --height"
+            )
     return height, width
 
 

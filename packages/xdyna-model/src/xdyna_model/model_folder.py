@@ -57,7 +57,7 @@ def load_pipeline(source: str | Path, dtype: torch.dtype = torch.float32) -> XDy
     folder = _local_folder(source)
     index = _read_index(folder)
     components = [p.name for p in inspect.signature(XDynaPipeline.__init__).parameters.values() if p.default is p.empty]
-    if absent := [name for name in components if name not in {*index, "self"}]:
+    if absent := [name for name in components if name != "self" and not _names_class(index.get(name))]:
         raise InputError(f"{folder}: not an X-Dyna pipeline, model_index.json lacks {', '.join(absent)}")
     modules = {name: load_component(_kind(name, index), folder / name, dtype) for name in _WEIGHTS}
     modules["tokenizer"] = load_tokenizer(folder / "tokenizer")
@@ -65,7 +65,7 @@ def load_pipeline(source: str | Path, dtype: torch.dtype = torch.float32) -> XDy
         check_fit(**modules)
     try:
         return XDynaPipeline.from_pretrained(folder, **modules)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
         raise InputError(f"{folder}: {_first_line(error)}") from error
 
 
@@ -208,7 +208,7 @@ def load_component(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) 
         options |= {"torch_dtype": dtype}
     try:
         module, report = kind.from_pretrained(folder, **options)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, SafetensorError) as error:
         raise InputError(f"{folder}: cannot be loaded: {_first_line(error)}") from error
     problems = [f"{what} {_named(report[key])}" for what, key in _REPORTS.items() if report[key]]
     if problems:
@@ -216,6 +216,11 @@ def load_component(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) 
     with naming(folder):
         _check_finite(module.state_dict().items())
     return module
+
+
+def _names_class(entry: object) -> bool:
+    """Whether an entry of the index is as diffusers writes it: a library and a class in it."""
+    return isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry)
 
 
 def _kind(name: str, index: dict[str, Any]) -> type:

@@ -19,15 +19,15 @@ def check_output(path: str | Path) -> None:
     """
     path = Path(path)
     folder = path.parent
-    if not folder.is_dir():
-        raise InputError(f"{path}: the folder {folder} does not exist; create it first, or write somewhere else")
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; give the name of a file in it")
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path}: is not a plain file; write somewhere else")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise InputError(f"{path}: is write-protected; remove it, or write somewhere else")
     try:
+        if not folder.is_dir():
+            raise InputError(f"{path}: the folder {folder} does not exist; create it first, or write somewhere else")
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; give the name of a file in it")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: is not a plain file; write somewhere else")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise InputError(f"{path}: is write-protected; remove it, or write somewhere else")
         # Asking the file system is the only answer that holds on read-only mounts and for the superuser.
         draft = _draft(path)
         _create(draft)

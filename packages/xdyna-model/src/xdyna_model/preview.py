@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 Streams = Mapping[str, np.ndarray]  # title -> [F, H, W, 3] uint8, or [1, H, W, 3] where it stands still
 
 PANEL_HEIGHT = 448  # pixels; larger pictures are scaled down to it, much smaller ones by a whole factor up
+PANEL_WIDTH = 2048  # so are wider ones: six of these are a picture that H.264 still takes
 SHEET_PANEL_HEIGHT = 160
 LABEL_HEIGHT = 22
 LABEL_WIDTH = 84
@@ -59,9 +60,11 @@ def _length(streams: Streams) -> int:
 
 
 def _panel(streams: Streams, limit: int) -> tuple[int, int]:
-    """(height, width) of one panel: that of the first stream, in a scale that brings its height near `limit`."""
+    """(height, width) of one panel: that of the first stream, in a scale that brings its height near `limit`, or its
+    width to `PANEL_WIDTH` if it would be more."""
     height, width = next(iter(streams.values())).shape[1:3]
-    scale = limit / height if height > limit else limit // height
+    scale = min(limit / height, PANEL_WIDTH / width)
+    scale = scale if scale < 1 else int(scale)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 

@@ -28,9 +28,17 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     try:
         app(args=argv, prog_name="xdyna-train")
     except InputError as error:
-        print(f"xdyna-train: error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _refuse(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _refuse(f"{error.filename}: {(error.strerror or str(error)).lower()}")
     raise AssertionError("typer exits by itself")
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"xdyna-train: error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 
 @app.callback()
