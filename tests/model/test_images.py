@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from xdyna_model.errors import InputError
-from xdyna_model.images import fit, read_reference
+from xdyna_model.images import fit, gather, read_reference
 from xdyna_model.video import crop_and_resize
 
 RAMP = np.tile(np.arange(0, 256, 2, dtype=np.uint8), (96, 1))  # [96, 128], dark to bright from left to right
@@ -41,6 +41,18 @@ def test_exif_rotation(tmp_path: Path, tag: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = tag
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "photo.png", exif=exif)
+    np.testing.assert_array_equal(read_reference(tmp_path / "photo.png"), colours())
+
+
+def test_exif_rotation_among_tags_of_wrong_types(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x0131] = "Camera"
+    data = exif.tobytes()
+    seven_letters, one_fraction = b"\x01\x31\x00\x02\x00\x00\x00\x07", b"\x01\x31\x00\x05\x00\x00\x00\x01"
+    broken = data.replace(seven_letters, one_fraction)
+    assert broken != data
+    Image.fromarray(np.ascontiguousarray(np.rot90(colours(), 1))).save(tmp_path / "photo.png", exif=broken)
     np.testing.assert_array_equal(read_reference(tmp_path / "photo.png"), colours())
 
 
@@ -183,3 +195,10 @@ def test_shrinking_averages() -> None:
 def test_frames_are_cropped_one_by_one() -> None:
     frames = np.stack([colours(), 255 - colours()])
     np.testing.assert_array_equal(crop_and_resize(frames, 40, 24), np.stack([fit(f, 40, 24) for f in frames]))
+
+
+def test_gathering_empties_the_list() -> None:
+    pictures = [colours() + np.uint8(index) for index in range(3)]
+    expected = np.stack(pictures)
+    np.testing.assert_array_equal(gather(pictures), expected)
+    assert pictures == []  # else a long video would be in memory twice

@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
+from av.video.reformatter import Colorspace
 from PIL import Image
 from xdyna_model.errors import InputError
 from xdyna_model.video import check_length, crop_and_resize, encode_video, frame_rate, iter_frames, read_frames
@@ -54,6 +55,23 @@ def test_rotation_is_applied(tmp_path: Path, degrees: int, turns: int) -> None:
     wanted = np.rot90(upright, k=turns, axes=(1, 2))  # counter-clockwise, as the display matrix says
     assert seen.shape == wanted.shape
     assert np.abs(seen.astype(int) - wanted).mean() < 4
+
+
+@pytest.mark.parametrize("tag", [None, Colorspace.ITU601, Colorspace.ITU709])
+@pytest.mark.parametrize(("height", "width"), [(360, 640), (720, 1280)])
+def test_colours_of_an_untagged_file_go_by_its_size(tmp_path: Path, height: int, width: int, tag) -> None:
+    path, colour = tmp_path / "camera.mp4", np.array([200, 60, 30])
+    space = tag or (Colorspace.ITU709 if height == 720 else Colorspace.ITU601)  # as mpv and browsers take it
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", 8, options={"crf": "4"})
+        stream.height, stream.width = height, width
+        if tag is not None:
+            stream.codec_context.colorspace = tag
+        picture = np.broadcast_to(colour.astype(np.uint8), (height, width, 3))
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")
+        container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=space)))
+        container.mux(stream.encode(None))
+    assert np.abs(read_frames(path).frames.mean((0, 1, 2)) - colour).max() < 3
 
 
 @pytest.mark.parametrize("ask", [read_frames, check_length])

@@ -11,6 +11,7 @@ from einops import rearrange
 from xdyna_model.detectors import Detector
 from xdyna_model.errors import InputError
 from xdyna_model.face_map import draw_face, has_face
+from xdyna_model.images import gather
 from xdyna_model.pose_map import draw_pose
 
 
@@ -108,12 +109,13 @@ class Conditions:
                 progress(index + 1)
         if not pose:
             raise InputError("the driving video has no frames")
-        if len(nobody) == len(pose):
+        count = len(pose)
+        if len(nobody) == count:
             raise InputError(
-                f"the driving video shows no person in any of its {len(pose)} frames: use one that shows a whole person"
+                f"the driving video shows no person in any of its {count} frames: use one that shows a whole person"
             )
-        conditions = cls(np.stack(pose), np.stack(face_local), np.stack(face_global))
-        return conditions, DetectionReport(len(pose), _runs(nobody), no_face)
+        conditions = cls(gather(pose), gather(face_local), gather(face_global))
+        return conditions, DetectionReport(count, _runs(nobody), no_face)
 
     @property
     def num_frames(self) -> int:

@@ -12,7 +12,7 @@ from xdyna_model.detectors import DETECTION_SIDE, Detector, Person
 from xdyna_model.detectors.dwpose import DWPOSE_FILES, DWPoseDetector
 from xdyna_model.detectors.mediapipe import MediapipeDetector
 from xdyna_model.errors import InputError
-from xdyna_model.images import fit
+from xdyna_model.images import fit, gather
 from xdyna_model.job import Job
 from xdyna_model.video import frame_rate, iter_frames, read_frames
 
@@ -96,4 +96,4 @@ def _detect(
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     gaps = report.summary()
-    return np.stack(frames), conditions, gaps and f"{path.name}: {gaps}."
+    return gather(frames), conditions, gaps and f"{path.name}: {gaps}."

@@ -4,11 +4,22 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from xdyna_model.errors import InputError
 
 MIN_SIDE = 64  # pixels; below this there is nothing to animate (8 latents)
+# By EXIF's tag Orientation, what turns a stored picture upright. Pillow's `exif_transpose` does it too, but writes the
+# other tags anew, and fails at the first that has a wrong type.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_reference(path: str | Path) -> np.ndarray:
@@ -86,12 +97,22 @@ def crop_box(h: int, w: int, height: int, width: int) -> tuple[int, int, int, in
     return left, 0, left + keep, h
 
 
+def gather(pictures: list[np.ndarray]) -> np.ndarray:
+    """`np.stack` that empties the list, so that no picture is in memory twice. [H, W, 3] each -> [F, H, W, 3]."""
+    whole = np.empty((len(pictures), *pictures[0].shape), pictures[0].dtype)
+    for index in reversed(range(len(pictures))):
+        whole[index] = pictures.pop()
+    return whole
+
+
 def upright(image: Image.Image) -> np.ndarray:
     """A picture as it is meant to be seen: turned as its EXIF data say, on white where it is transparent.
 
     image: any mode of Pillow. Returns [H, W, 3] uint8 RGB. Raises ValueError for floating-point pixels.
     """
-    image = ImageOps.exif_transpose(image)
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
         grey = np.asarray(image).astype(np.float64).clip(0, 65535) / 257
         return np.repeat(grey.round().astype(np.uint8)[..., None], 3, axis=-1)

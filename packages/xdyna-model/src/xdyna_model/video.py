@@ -16,11 +16,12 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from av.video.stream import VideoStream
 
 from xdyna_model.errors import InputError
-from xdyna_model.images import check_file, fit
+from xdyna_model.images import check_file, fit, gather
 from xdyna_model.outputs import staged
 
 # What FFmpeg opens as a video although it is none: text drawn as a terminal would, and single pictures.
 NO_VIDEO = ("tty", "image2", "_pipe")
+UNTAGGED = 2  # FFmpeg's "unspecified" colour space
 # Frames per second that a file is believed: beyond these its times are a slip.
 SLOWEST, FASTEST = 0.01, 240.0
 
@@ -35,7 +36,7 @@ class VideoClip:
 
 def read_frames(path: str | Path, num_frames: int | None = None, *, size: tuple[int, int] | None = None) -> VideoClip:
     """All of `iter_frames` (same arguments, same errors) and the frame rate."""
-    frames = np.stack(list(iter_frames(path, num_frames, size=size)))
+    frames = gather(list(iter_frames(path, num_frames, size=size)))
     return VideoClip(frames, frame_rate(path))
 
 
@@ -216,7 +217,10 @@ def _decode(path: Path) -> Iterator[np.ndarray]:
 def _upright(frame: av.VideoFrame, stream: VideoStream) -> np.ndarray:
     """[H, W, 3] uint8 RGB as a player shows it."""
     ratio = stream.sample_aspect_ratio or 1
-    rgb = frame.to_ndarray(format="rgb24", width=max(1, round(frame.width * ratio)))
+    # FFmpeg takes all that is untagged for BT.601; players (mpv, browsers) do so for small pictures only.
+    untagged_hd = frame.colorspace == UNTAGGED and (frame.width >= 1280 or frame.height > 576)
+    space = Colorspace.ITU709 if untagged_hd else None
+    rgb = frame.to_ndarray(format="rgb24", width=max(1, round(frame.width * ratio)), src_colorspace=space)
     if frame.rotation:
         rgb = np.rot90(rgb, k=round(frame.rotation / 90))
     return np.ascontiguousarray(rgb)
