@@ -185,7 +185,7 @@ FAULTS = {
         "",
     ),
     "no scale": ("dk1 * scale", "dk1", ""),
-    "powers of e": ("scale * 1.4426950408889634", "scale", ""),
+    "powers of e": ("weights = gl.exp2(scores * score_scale", "weights = gl.exp2(scores * scale", ""),
     "no row sums": ("d_weights - gl.expand_dims(row_delta, 0)", "d_weights", ""),
 }
 

@@ -137,7 +137,7 @@ FAULTS = {
     "rows' sums of the own branch": ("2 * H + head_of_both) * N", "2 * H + h) * N", ""),
     "rows' sums of another warpgroup": ("rows = first_row + gl", "rows = first_row % 64 + gl", ""),
     "no scale": ("dq1 * scale", "dq1", ""),
-    "powers of e": ("scale * 1.4426950408889634", "scale", ""),
+    "powers of e": ("weights = gl.exp2(scores * score_scale", "weights = gl.exp2(scores * scale", ""),
     "log of the sum in powers of e": ("other=0.0) * 1.4426950408889634", "other=0.0)", ""),
     "no row sums": ("(weights * (d_weights - row_delta))", "(weights * d_weights)", ""),
 }

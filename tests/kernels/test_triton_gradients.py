@@ -1,6 +1,7 @@
 """The Triton backward against derivatives in float64: on a GPU, or in the interpreter (see test_triton_backend.py)."""
 
 import functools
+import math
 import os
 import sys
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ ON_GPU = torch.cuda.is_available()
 if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("test_triton_backend.py runs these in Triton's interpreter", allow_module_level=True)
 
-from xdyna_kernels import triton_backward  # noqa: E402
+from xdyna_kernels import triton_backward, triton_forward  # noqa: E402
 from xdyna_kernels.triton_forward import attend  # noqa: E402
 
 NAMES = ("q", "k", "v", "q_ref", "k_ref", "v_ref", "w_out", "b_out", "w_ref", "b_ref", "residual")
@@ -61,16 +62,16 @@ def gradients(tensors, wanted=NAMES, dtype=None, **options):
     return dict(zip(wanted, torch.autograd.grad((out * weights).sum(), [leaves[n] for n in wanted]), strict=True))
 
 
-def beyond(tensors, wanted=NAMES, **options):
+def beyond(tensors, wanted=NAMES, slack=2e-6, **options):
     """Names of derivatives more than twice as far from float64 as those of the plain formula, but for a small slack.
 
     The error is root mean square, relative to the tensor, or to 1 where that is less. The slack is half an ulp in
-    half precision; in float32 it is 2e-6: a dozen roundings, which twice nothing is not.
+    half precision; in float32 it is 2e-6, unless told: a dozen roundings, which twice nothing is not.
     """
     exact = gradients(tensors, wanted, torch.float64, backend="eager")
     plain = gradients(tensors, wanted, backend="eager")
     found = gradients(tensors, wanted, **{"backend": "triton", "backward": "triton"} | options)
-    slack = max(torch.finfo(tensors["q"].dtype).eps / 2, 2e-6)
+    slack = max(torch.finfo(tensors["q"].dtype).eps / 2, slack)
 
     def error(name, x):
         return (x.double() - exact[name]).norm().item() / max(exact[name].norm().item(), x.numel() ** 0.5)
@@ -117,11 +118,34 @@ def test_one_token_and_one_key():
 # Rows past the last key, which nobody stores, overflow in the interpreter as on a GPU; only numpy says so.
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
 def test_weights_that_underflow():
-    """Logits some hundred apart, and all of them far below zero: the sum of exp is 0 in float32, its log is not."""
+    """Logits some hundred apart, and all of them far below zero: the sum of exp is 0 in float32, its log is not.
+
+    A stored log of about -1000 is good to half a unit in its last place, 3e-5, in base 2 and times ln 2 as well; the
+    weights made from it are off by as much, of which the plain formula, which stores none, knows nothing.
+    """
     tensors = inputs(N=17, M=33, D=40)
     tensors |= {"q": 4 * tensors["q"].abs() + 9, "k": -4 * tensors["k"].abs() - 9}
     tensors |= {"q_ref": 30 * tensors["q_ref"]}
-    assert not beyond(tensors)
+    logits = torch.einsum("bfnhd, bfmhd -> bfhnm", tensors["q"], tensors["k"]) / 40**0.5
+    assert -1500 < logits.min() < logits.max() < -500
+    assert not beyond(tensors, slack=-logits.min().item() * torch.finfo(torch.float32).eps)
+
+
+def test_the_backward_has_the_forwards_scale(monkeypatch):
+    """Rounded first and then multiplied by log2 e, D = 40 has another one, and logits of 1000 weights 6e-5 off."""
+    scales = {}
+
+    def spy(kernel, programs, tile, *arguments, **constants):
+        scales[kernel.__name__] = dict(zip(kernel.arg_names, arguments, strict=False))
+        return launch(kernel, programs, tile, *arguments, **constants)
+
+    launch = triton_forward.launch
+    for module in (triton_forward, triton_backward):
+        monkeypatch.setattr(module, "launch", spy)
+    gradients(inputs(D=40), backend="triton", backward="triton")
+    expected = scales["attend_kernel"]["scale"]
+    assert expected == pytest.approx(math.log2(math.e) / 40**0.5)
+    assert [scales[kernel]["score_scale"] for kernel in ("queries_kernel", "keys_kernel")] == [expected] * 2
 
 
 @pytest.fixture

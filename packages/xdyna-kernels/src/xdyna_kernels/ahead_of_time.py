@@ -123,7 +123,7 @@ def compile_case(case: Case) -> Figures:
                 attributes[(position,)] = []  # says nothing, but a launch has it, and it counts in the cache's key
         elif name in kernel.do_not_specialize:
             signature[name] = "i32"
-        elif name == "scale":
+        elif name.endswith("scale"):
             signature[name] = "fp32"
         else:
             signature[name] = "*fp32" if name in ("lse", "delta") else POINTERS[case.arithmetic]

@@ -67,7 +67,7 @@ def compile_kernel(kernel: str, D: int, dtype: torch.dtype = torch.bfloat16, til
             signature[name] = "constexpr"
         elif name in function.do_not_specialize:
             signature[name] = "i32"
-        elif name == "scale":
+        elif name.endswith("scale"):
             signature[name] = "fp32"
         elif pointer := POINTERS[kernel].get(name):
             signature[name] = pointer.format(NAMES[dtype])

@@ -51,7 +51,7 @@ def launch_keys(
     keys_of_program = tile.warpgroups * tile.keys
     of_reference = math.ceil(M / keys_of_program) * H * B if ref else 0
     programs = of_reference + (math.ceil(N / keys_of_program) * H * B * F if own else 0)
-    sizes = (scale, F, N, M, H, of_reference)
+    sizes = (scale, scale * LOG2_E, F, N, M, H, of_reference)
     described = _describe_all(tensors, d_both, tile)
     launch(keys_kernel, programs, q, *described, *rows, *into, *sizes, **tile_constants(D, tile))
 
@@ -72,7 +72,7 @@ def launch_queries(
     tile = QUERIES[D]
     first_head, heads = heads_of(H, own, ref)
     programs = math.ceil(N / (tile.warpgroups * tile.queries)) * heads * B * F
-    sizes = (scale, F, N, M, H, first_head, heads)
+    sizes = (scale, scale * LOG2_E, F, N, M, H, first_head, heads)
     described = _describe_all(tensors, d_both, tile)
     launch(queries_kernel, programs, q, *described, lse, delta, *into, *sizes, **tile_constants(D, tile))
 

@@ -145,6 +145,7 @@ def keys_kernel(
     dkr,  # [B, M, H*D]
     dvr,  # [B, M, H*D]
     scale,
+    score_scale,  # times log2 e, rounded as the forward's: weights are made from its log of the sum
     F,
     N,
     M,
@@ -195,7 +196,6 @@ def keys_kernel(
         mbarrier.init(free.index(stage), count=WARPGROUPS)
     fence_async_shared()
     ring = (q_tiles, d_tiles, lse_tiles, delta_tiles, full, free)
-    score_scale = scale * 1.4426950408889634
 
     k0 = k_tiles.index(0).reshape([KEYS, WIDTH])
     v0 = v_tiles.index(0).reshape([KEYS, WIDTH])

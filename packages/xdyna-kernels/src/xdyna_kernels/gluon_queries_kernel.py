@@ -142,6 +142,7 @@ def queries_kernel(
     dq,  # [B*F, N, H*D]
     dqr,  # [B*F, N, H*D]
     scale,
+    score_scale,  # times log2 e, rounded as the forward's: weights are made from its log of the sum
     F,
     N,
     M,
@@ -189,7 +190,6 @@ def queries_kernel(
         mbarrier.init(free.index(stage), count=WARPGROUPS)
     fence_async_shared()
     ring = (k_tiles, v_tiles, full, free)
-    score_scale = scale * 1.4426950408889634
 
     q0 = q_tiles.index(0).reshape([QUERIES, WIDTH])
     d0 = d_tiles.index(0).reshape([QUERIES, WIDTH])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import tiles
 from .triton_backward_kernels import delta_kernel, keys_kernel, queries_kernel
-from .triton_forward import ALIGNMENT, attend_constants, chip, launch, readable
+from .triton_forward import ALIGNMENT, LOG2_E, attend_constants, chip, launch, readable
 
 
 def attend_backward(
@@ -87,7 +87,7 @@ def launch_queries(
     arithmetic = _arithmetic(tensors[0])
     tile = tiles.queries_tile(chip(tensors[0]), arithmetic, D)
     first_head, heads = heads_of(H, own, ref)
-    sizes = (scale, F, N, M, H, first_head, heads, *_strides(tensors))
+    sizes = (scale, scale * LOG2_E, F, N, M, H, first_head, heads, *_strides(tensors))
     programs = math.ceil(N / tile.queries) * heads * B * F
     constants = attend_constants(tile, arithmetic, D, even=N % tile.keys == 0 and M % tile.keys == 0)
     launch(queries_kernel, programs, tile, *tensors, d_both, lse, delta, *into, *sizes, **constants)
@@ -109,7 +109,7 @@ def launch_keys(
     tile = tiles.keys_tile(chip(tensors[0]), arithmetic, D)
     of_reference = math.ceil(M / tile.keys) * H * B if ref else 0
     programs = of_reference + (math.ceil(N / tile.keys) * H * B * F if own else 0)
-    sizes = (scale, F, N, M, H, of_reference, *_strides(tensors))
+    sizes = (scale, scale * LOG2_E, F, N, M, H, of_reference, *_strides(tensors))
     constants = attend_constants(tile, arithmetic, D, even=N % tile.queries == 0)
     launch(keys_kernel, programs, tile, *tensors, d_both, lse, delta, *into, *sizes, **constants)
 

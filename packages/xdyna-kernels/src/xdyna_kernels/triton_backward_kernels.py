@@ -46,6 +46,7 @@ def queries_kernel(
     dq,  # [B*F, N, H*D]
     dqr,  # [B*F, N, H*D]
     scale,
+    score_scale,  # times log2 e, rounded as the forward's: weights are made from its log of the sum
     F,
     N,
     M,
@@ -132,7 +133,7 @@ def queries_kernel(
             d_weights = tl.dot(d1, tl.trans(v1), d_weights, input_precision=PRECISION)
         if not EVEN:
             scores = tl.where((keys < n_keys)[None, :], scores, float("-inf"))
-        weights = tl.math.exp2(scores * (scale * 1.4426950408889634) - row_lse[:, None])
+        weights = tl.math.exp2(scores * score_scale - row_lse[:, None])
         d_scores = (weights * (d_weights - row_delta[:, None])).to(q0.dtype)
         sum0 = tl.dot(d_scores, k0, sum0, input_precision=PRECISION)
         if D1 > 0:
@@ -159,6 +160,7 @@ def keys_kernel(
     dkr,  # [B, M, H*D]
     dvr,  # [B, M, H*D]
     scale,
+    score_scale,  # times log2 e, rounded as the forward's: weights are made from its log of the sum
     F,
     N,
     M,
@@ -262,7 +264,7 @@ def keys_kernel(
             # Past the last token the sum is infinite, so that every weight is zero.
             row_lse = tl.load(lse + of_step + queries, mask=queries < N, other=float("inf"))
             row_delta = tl.load(delta + of_step + queries, mask=queries < N, other=0.0)
-        weights = tl.math.exp2(scores * (scale * 1.4426950408889634) - (row_lse * 1.4426950408889634)[None, :])
+        weights = tl.math.exp2(scores * score_scale - (row_lse * 1.4426950408889634)[None, :])
         rounded = weights.to(k0.dtype)
         dv0 = tl.dot(rounded, d0, dv0, input_precision=PRECISION)
         d_scores = (weights * (d_weights - row_delta[None, :])).to(k0.dtype)
