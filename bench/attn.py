@@ -38,9 +38,9 @@ def judge(name: str, contender: opponents.Contender, truth: Truth) -> tuple[Verd
         warnings.simplefilter("always")
         try:
             return truth.judge(contender), "", False
-        except torch.OutOfMemoryError:
-            return None, "out of memory", False
         except Exception as error:
+            if lacks_memory(error):
+                return None, "out of memory", False
             failed = name in opponents.own_backends() and not isinstance(error, ValueError)
             cause: BaseException = error
             while cause.__cause__ is not None:  # compilers wrap it
@@ -48,6 +48,12 @@ def judge(name: str, contender: opponents.Contender, truth: Truth) -> tuple[Verd
             why = [str(cause) or type(cause).__name__, *(str(w.message) for w in caught)]
     # SDPA tells in warnings, one for every kernel, why it found none; the last are about the one that was wanted.
     return None, " | ".join(" ".join(text.split())[:160] for text in (why[:1] + why[-2:] if why[1:] else why)), failed
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether that is all that is wrong: on a CPU, or of sizes beyond every memory, PyTorch has no class for it."""
+    signs = ("can't allocate memory", "not enough memory", "size calculation overflowed", "multiplication overflow")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
 
 
 def run_group(plan: Plan, shape: Shape, direction: str) -> tuple[list[dict], roofline.Roofline | None]:
@@ -77,6 +83,20 @@ def run_group(plan: Plan, shape: Shape, direction: str) -> tuple[list[dict], roo
     return rows, roof
 
 
+def in_budget(plan: Plan, started: float, shape: Shape, direction: str) -> tuple[list[dict], roofline.Roofline | None]:
+    """`run_group`, or rows that say why there is none: no time is left, or no memory even for the truth."""
+    note = "not timed: the budget was spent"
+    if time.monotonic() - started <= plan.budget:
+        try:
+            return run_group(plan, shape, direction)
+        except (MemoryError, RuntimeError) as error:
+            if not lacks_memory(error):
+                raise
+            note = "out of memory"
+    names = plan.names_in(direction)
+    return [attn_rows.row(shape, direction, plan.dtype, name, None, note) for name in names], None
+
+
 def run(plan: Plan, save: Callable[[dict], object]) -> dict:
     """Runs the plan, prints every table when it is known and hands the record so far to `save`."""
     started = time.monotonic()
@@ -89,12 +109,7 @@ def run(plan: Plan, save: Callable[[dict], object]) -> dict:
         for shape in plan.shapes:
             needed = work(shape, direction, DTYPES[plan.dtype].itemsize)
             print(f"\n{direction}, {shape}, {plan.dtype}: {needed.flops / 1e12:.3g} TFLOP", flush=True)
-            if time.monotonic() - started > plan.budget:
-                note = "not timed: the budget was spent"
-                names, roof = plan.names_in(direction), None
-                rows = [attn_rows.row(shape, direction, plan.dtype, name, None, note) for name in names]
-            else:
-                rows, roof = run_group(plan, shape, direction)
+            rows, roof = in_budget(plan, started, shape, direction)
             if roof is not None:
                 bound, by = roof.bound(needed)
                 print(f"bound {bound:.3g} ms ({by}): {roof}")

@@ -7,7 +7,7 @@ import opponents
 import roofline
 import torch
 from output_file import output_file
-from shapes import DIRECTIONS, DTYPES, LEVELS, MIDDLE_LEVELS, SMALL_LEVELS, Shape
+from shapes import DIRECTIONS, DTYPES, LEVELS, MIDDLE_LEVELS, MODEL, SMALL_LEVELS, Shape
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def parse(description: str | None, arguments: list[str] | None) -> tuple[argpars
         torch.device(options.device),
         options.dtype or ("bf16" if cuda else "fp32"),
         [Shape(batch, 1 + frames, n, options.heads, d) for n, d in levels],
-        [Shape(2, 17, n, 8, d) for n, d in LEVELS] if whole else [],
+        [Shape(*MODEL[:2], n, MODEL[2], d) for n, d in LEVELS] if whole else [],
         (options.direction,) if options.direction else DIRECTIONS,
         names,
         0 if options.parity_only else repeats,

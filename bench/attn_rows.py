@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from opponents import OPPONENTS
 from parity import Verdict
 from roofline import Roofline
-from shapes import DIRECTIONS, LEVELS, Shape, Work
+from shapes import DIRECTIONS, LEVELS, MODEL, Shape, Work
 from timing import Times
 
 BEST = "best opponents"
@@ -75,8 +75,9 @@ def line(made: dict) -> str:
 def step(rows: list[dict]) -> list[dict]:
     """All 16 attention layers of a denoiser step, for every direction and contender with a row at every level of the
     model: the sum of ms, None if a level was not timed, and its ratio to the best opponents. These take the best of
-    each level, which no single opponent may be."""
+    each level, which no single opponent may be. Of other clips and heads than the model's there is none."""
     found = []
+    rows = [row for row in rows if (row["shape"]["B"], row["shape"]["F"], row["shape"]["H"]) == MODEL]
     for direction in DIRECTIONS:
         level = {}
         for made in (row for row in rows if row["direction"] == direction):

@@ -126,7 +126,8 @@ def compare(base: dict[Key, Row], head: dict[Key, Row]) -> list[Verdict]:
 
 
 def confirm(pairs: list[list[Verdict]]) -> list[Verdict]:
-    """One verdict for every row of all pairs: slower only where all agree, missing or wrong where any says so."""
+    """One verdict for every row of all pairs: slower only where all agree that timed it in both of their runs, missing
+    or wrong where any says so."""
     rows: dict[Key, list[Verdict]] = {}
     for verdict in (verdict for pair in pairs for verdict in pair):
         rows.setdefault(verdict.key, []).append(verdict)
@@ -136,9 +137,9 @@ def confirm(pairs: list[list[Verdict]]) -> list[Verdict]:
 def _agreed(verdicts: list[Verdict]) -> Verdict:
     slower = [verdict for verdict in verdicts if verdict.text == SLOWER]
     broken = [verdict for verdict in verdicts if verdict.fails and verdict.text != SLOWER]
-    fine = [verdict for verdict in verdicts if not verdict.fails]
+    fine = [verdict for verdict in verdicts if not verdict.fails and verdict.base and verdict.head]
     if broken or not fine or not slower:
-        return (broken or slower or fine)[0]
+        return (broken or slower or fine or verdicts)[0]
     return replace(fine[0], text=f"{fine[0].text}, slower in {len(slower)} of {len(verdicts)} pairs")
 
 

@@ -14,10 +14,12 @@ import time
 import torch
 from output_file import output_file
 from torch import nn
-from xdyna_model.devices import DTYPES, return_freed_memory
+from xdyna_model.devices import DTYPES, choose_device, return_freed_memory
+from xdyna_model.errors import InputError
 from xdyna_model.unet import XDynaUNet
 
 GIB = 2**30
+MAX_FRAMES = 24  # of AnimateDiff's motion modules, as `XDynaUNet` has them by default
 
 
 def build(device: torch.device, dtype: torch.dtype) -> XDynaUNet:
@@ -71,10 +73,15 @@ def main() -> None:
     options = parser.parse_args()
     if min(options.frames, options.height, options.width, options.repeats + 1) < 1:
         parser.error("--frames, --height and --width from 1, --repeats from 0")
+    if options.frames > MAX_FRAMES:
+        parser.error(f"--frames: the motion modules know {MAX_FRAMES}")
+    try:
+        device, dtype = choose_device(options.device), DTYPES[options.dtype]
+    except InputError as error:
+        parser.error(str(error))
 
     return_freed_memory()  # as `xdyna animate` does
     torch.manual_seed(0)
-    device, dtype = torch.device(options.device), DTYPES[options.dtype]
     unet = build(device, dtype)
     batch = 2 if options.guidance else 1
     arguments = inputs(batch, options.frames, options.height, options.width, device, dtype)

@@ -159,6 +159,8 @@ def main() -> int:
     options = parser.parse_args()
     if len(options.driving) != len(options.published):
         parser.error("give as many --published as --driving")
+    if missing := [path for path in (*options.driving, *options.published) if not path.is_file()]:
+        parser.error(f"{missing[0]}: no such file")
     sheet: list[np.ndarray] = []
     results = [measure(*pair, options.frames, sheet) for pair in zip(options.driving, options.published, strict=True)]
     for result in results:

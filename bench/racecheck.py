@@ -11,6 +11,7 @@ python bench/racecheck.py judge LOG EXIT_CODE  prints the hazards as JSON; exit 
                                                (EXIT_CODE null: nothing was checked, and "passed" is null, too)
 """
 
+import argparse
 import json
 import re
 import runpy
@@ -96,6 +97,20 @@ def run(script: str, arguments: list[str]) -> int:
     return code
 
 
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "judge"))
+    parser.add_argument("file", type=Path, metavar="SCRIPT or LOG")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="... or EXIT_CODE")
+    options = parser.parse_args(arguments)
+    if not options.file.is_file():
+        parser.error(f"{options.file}: no such file")
+    if options.what == "run":
+        return run(str(options.file), options.rest)
+    if len(options.rest) != 1 or not re.fullmatch(r"\d+|null", options.rest[0]):
+        parser.error("judge takes a log and an exit code, or null")
+    return judge(options.file, json.loads(options.rest[0]))
+
+
 if __name__ == "__main__":
-    what, first, *rest = sys.argv[1:]
-    sys.exit(run(first, rest) if what == "run" else judge(Path(first), json.loads(rest[0])))
+    sys.exit(main())

@@ -31,6 +31,7 @@ class Shape:
         return asdict(self)
 
 
+MODEL = (2, 17, 8)  # B, F and H of its denoiser: two clips under guidance, 16 frames and the reference
 # Tokens and head channels of the four levels, and how many layers of the denoiser have each.
 LEVELS = {(7168, 40): 5, (1792, 80): 5, (448, 160): 5, (112, 160): 1}  # 896x512
 SMALL_LEVELS = ((256, 40), (64, 80), (16, 160))  # what a CPU times in half a minute

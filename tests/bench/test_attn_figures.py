@@ -61,7 +61,8 @@ def test_truth_on_slices_is_the_whole_truth(load, monkeypatch, heads_and_rows):
 
 def test_step_counts_layers_and_best_opponents(load):
     rows = [
-        {"shape": {"N": n, "D": d}, "direction": "forward", "backend": name, "opponent": name != "sdpa", "ms": ms}
+        {"shape": {"B": 2, "F": 17, "N": n, "H": 8, "D": d}, "direction": "forward"}
+        | {"backend": name, "opponent": name != "sdpa", "ms": ms}
         for n, d in load("shapes").LEVELS
         for name, ms in (("sdpa", 1.0), ("flex", 2.0 if n > 1000 else 4.0), ("released", 3.0))
     ]
@@ -76,6 +77,7 @@ def test_step_counts_layers_and_best_opponents(load):
         "best opponents": (best, 1),
     }
     assert attn_rows.step(rows[:-3]) == []  # a level is missing
+    assert attn_rows.step([row | {"shape": row["shape"] | {"F": 2}} for row in rows]) == []  # no step of the model
     rows[0] |= {"ms": None}
     first, *others = attn_rows.step(rows)
     assert (first["backend"], first["ms"], first["ratio"]) == ("sdpa", None, None)

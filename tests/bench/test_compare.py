@@ -152,6 +152,22 @@ def test_further_pairs_must_agree(compare, tmp_path, capsys):
         code("base", "same", "base")
 
 
+@pytest.mark.parametrize("sides", [["base"], ["head"], ["base", "head"]])
+@pytest.mark.parametrize("how", ["not timed", "not there"])
+def test_a_pair_that_did_not_time_a_row_does_not_clear_it(compare, tmp_path, how, sides):
+    pair = {"base": record(1), "head": record(2, slower={"sdpa": 2.0})}
+    for side in sides:
+        lost = next(row for row in pair[side]["rows"] if row["backend"] == "sdpa")
+        if how == "not timed":
+            lost |= {"ms": None, "ms_p20": None, "ms_p80": None}
+        else:
+            pair[side]["rows"].remove(lost)
+    files = {"first": record(0), "slower": record(3, slower={"sdpa": 2.0}), **pair}
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert compare.main([str(tmp_path / name) for name in files]) == 1
+
+
 @pytest.mark.parametrize(
     "broken",
     [

@@ -192,12 +192,17 @@ def test_fake_tensors(backend):
         ("w_ref", lambda t: t.float(), "w_ref is torch.float32 on cpu, q is torch.float64"),
         ("b_ref", lambda t: t[:-1], "b_ref is"),
         ("residual", lambda t: t.to("meta"), "residual is torch.float64 on meta"),
+        ("k", lambda t: [1], "k is list, expected a tensor"),
+        ("b_out", lambda t: 0.0, "b_out is float, expected a tensor"),
+        ("residual", lambda t: "a", "residual is str, expected a tensor"),
+        ("k", lambda t: torch.nested.nested_tensor(list(t)), "k is nested, expected a dense tensor"),
         ("q", lambda t: None, "q is None, expected a tensor"),
         ("v_ref", lambda t: None, "v_ref is None, expected a tensor"),
         ("w_ref", lambda t: None, "w_ref is None, expected a tensor"),
     ],
 )
 @pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 def test_what_does_not_fit_is_named(name, change, message, compiled):
     tensors = dict(zip(NAMES, inputs(), strict=True))
     tensors[name] = change(tensors[name])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from xdyna_kernels import reference_attention
@@ -198,6 +199,24 @@ def test_under_gradient_checkpointing(backward):
     again: Any = checkpoint(call, *leaves, use_reentrant=False)
     plain, found = (torch.autograd.grad(out.square().sum(), leaves) for out in (call(*leaves), again))
     torch.testing.assert_close(found, plain, rtol=0, atol=0)
+
+
+# PyTorch's own rules for them are scripts.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_forward_mode_derivatives_are_refused_and_not_dropped():
+    """An operator has no rule for them: without a word they would be zero."""
+    tensors = inputs()
+    call = functools.partial(reference_attention, backend="triton")
+    tangents = tuple(torch.ones_like(x) for x in tensors.values())
+    with pytest.raises(ValueError, match="backend 'triton' has no forward-mode derivatives; backend='eager' has"):
+        torch.func.jvp(call, tuple(tensors.values()), tangents)
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(x, dx) for x, dx in zip(tensors.values(), tangents, strict=True)]
+        with pytest.raises(ValueError, match="no forward-mode derivatives"):
+            call(*duals)
+        found = forward_ad.unpack_dual(reference_attention(*duals, backend="eager")).tangent
+    assert found is not None
+    assert found.abs().max() > 1
 
 
 def test_no_two_derivatives_share_memory():

@@ -6,7 +6,7 @@ from torch import Tensor
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt D) v, the softmax at float32 or better. q [B, H, N, D]; k, v [B, H, M, D]; result as q."""
-    scores = q @ k.mT / q.shape[-1] ** 0.5  # [B, H, N, M]
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT  # [B, H, N, M]; scaled first: in float16 the bare product may overflow
     weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32))
     return weights.to(v.dtype) @ v
 

@@ -7,7 +7,7 @@ For frame f of a clip whose frame 0 is the reference R (X-Dyna, Section 3.2):
 "eager" and "sdpa" are composites of PyTorch operations: autograd, fake tensors, `torch.compile` and `torch.export` see
 what is inside, so they have the derivatives of their parts: "eager" of any order, "sdpa" second ones only where
 PyTorch's attention has them (`sdpa_kernel(SDPBackend.MATH)`). "triton" and "gluon" are an operator of
-their own, with a choice of backward (see triton_operator.py).
+their own, with a choice of backward (see triton_operator.py), and without forward-mode derivatives.
 """
 
 import importlib.util
@@ -16,6 +16,7 @@ import os
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import gluon_tiles, tiles, triton_operator
 from .eager import reference_attention_eager
@@ -43,6 +44,9 @@ def _reference_attention(q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_re
     tensors = (q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual)
     if backend in BACKENDS:
         return BACKENDS[backend](*tensors)
+    # An operator without a rule for them would drop them in silence.
+    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise ValueError(f"backend {backend!r} has no forward-mode derivatives; backend='eager' has")
     if not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)):
         backward = "recompute"  # which keeps nothing
     return triton_operator.forward(*tensors, backward, backend)[0]
@@ -77,7 +81,7 @@ def reference_attention(
             centre GPU; tensors whose strides are no multiples of 8 are copied first), "gluon" (the same, with its
             attention scheduled by hand for Hopper; float16 or bfloat16, D of 40, 80 or 160), or None: what was the
             fastest of these when timed (`tiles.PROVEN`). On Hopper in bfloat16 that is "gluon" at 448 tokens and more,
-            and "triton" below, and at other D from 80 on; elsewhere "sdpa".
+            and "triton" below at D of 160; elsewhere "sdpa".
         backward: of "triton" and "gluon", the others have their own. "triton" (three kernels; deterministic; no work
             for what needs no derivative; keeps 2*H*D channels per token beside the inputs; float32 without tf32),
             "gluon" (the same on Hopper, but with kernels scheduled by hand where they can serve: float16 or bfloat16, D
@@ -90,7 +94,8 @@ def reference_attention(
         [B, F, N, C] in the inputs' dtype; under autocast, in what that makes of a backend's products.
 
     Raises:
-        ValueError: a shape, dtype, device, backend or backward does not fit; the message names the argument.
+        ValueError: a shape, dtype, device, backend or backward does not fit; the message names the argument. (Under
+            `torch.compile(fullgraph=True)` PyTorch wraps it in an error of its own.)
     """
     if backend not in (*NAMES, None):
         raise ValueError(f"backend is {backend!r}, expected one of {sorted(NAMES)} or None")
@@ -119,7 +124,7 @@ def _fastest(q: Tensor) -> str:
     if reason is None:
         if _proven(q) and q.shape[2] >= tiles.GLUON_TOKENS and _why_not_gluon(q) is None:
             return "gluon"
-        if _proven(q) and q.shape[-1] >= tiles.PROVEN[_chip_and_dtype(q)]:
+        if _proven(q) and q.shape[-1] in tiles.PROVEN[_chip_and_dtype(q)]:
             return "triton"
         reason = "has not been proven faster on this GPU, in this dtype and head dimension; it can be asked for by name"
     if not torch.compiler.is_compiling() and reason not in _said:
@@ -185,8 +190,12 @@ def _check(
     residual: Tensor | None,
 ) -> None:
     given = {"q": q, "k": k, "v": v, "q_ref": q_ref, "k_ref": k_ref, "v_ref": v_ref, "w_out": w_out, "w_ref": w_ref}
-    if absent := [name for name, tensor in given.items() if tensor is None]:
-        raise ValueError(f"{absent[0]} is None, expected a tensor")
+    optional = {"b_out": b_out, "b_ref": b_ref, "residual": residual}
+    for name, value in (given | {name: x for name, x in optional.items() if x is not None}).items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} is {'None' if value is None else type(value).__name__}, expected a tensor")
+        if value.is_nested or value.layout != torch.strided:
+            raise ValueError(f"{name} is {'nested' if value.is_nested else value.layout}, expected a dense tensor")
     if q.ndim != 5 or q.dtype not in DTYPES or 0 in q.shape:
         raise ValueError(f"q is {list(q.shape)} {q.dtype}, expected a non-empty floating [B, F, N, H, D]")
     if k_ref.ndim != 4 or 0 in k_ref.shape:
@@ -212,7 +221,5 @@ def _check(
             continue
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} is {list(tensor.shape)}, expected {list(shape)} beside q {list(q.shape)}")
-        if tensor.layout != torch.strided:
-            raise ValueError(f"{name} is {tensor.layout}, expected a dense tensor")
         if tensor.dtype != q.dtype or tensor.device != q.device:
             raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, q is {q.dtype} on {q.device}")

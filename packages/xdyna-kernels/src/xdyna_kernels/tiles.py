@@ -227,10 +227,10 @@ TIMED: dict[tuple[str, str, str, int], str] = {
 MAX_HEAD_DIM = 256
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CHIPS = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100"}
-# Where forward and gradients have passed parity on a GPU, by chip and dtype, and the head dimension from which "triton"
-# is the default where "gluon" is not: there it was faster forward than "sdpa" and, at 448 tokens and more, at most
-# 1.3 % slower with gradients (bench/baselines).
-PROVEN: dict[tuple[str, torch.dtype], int] = {("sm_90", torch.bfloat16): 80}
+# Where forward and gradients have passed parity on a GPU, by chip and dtype, and the head dimensions at which "triton"
+# is the default where "gluon" is not: there it was faster than "sdpa", forward and with gradients (bench/baselines, at
+# 448 and 112 tokens). At D = 80 it was up to 2.5 % slower forward and 6 % with gradients; others were not timed.
+PROVEN: dict[tuple[str, torch.dtype], tuple[int, ...]] = {("sm_90", torch.bfloat16): (160,)}
 # Queries of a frame from which "gluon" is the default on a proven chip. It was the fastest of all there; a layer of 112
 # waits for its launches.
 GLUON_TOKENS = 448
