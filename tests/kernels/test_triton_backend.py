@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,22 +16,27 @@ def inputs(D=8, dtype=torch.float32):
     return [torch.randn(shape, dtype=dtype) for shape in shapes]
 
 
-def python(*arguments, **environment):
-    run = subprocess.run(
-        [sys.executable, *arguments], env=os.environ | environment, capture_output=True, text=True, timeout=1200
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout
+def run(command, **environment):
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def python(*arguments):
+    return run([sys.executable, *arguments])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the files themselves run on the GPU")
-@pytest.mark.parametrize("file", ["test_triton_parity.py", "test_triton_gradients.py", "test_gluon_gradients.py"])
-def test_parity_in_the_interpreter(file):
-    """TRITON_INTERPRET is read when the kernels are imported, hence a process of its own."""
+def test_parity_in_the_interpreter():
+    """TRITON_INTERPRET is read when the kernels are imported, hence processes of their own; slow, hence all at once."""
     pytest.importorskip("triton")
-    out = python("-m", "pytest", "-q", str(Path(__file__).parent / file), TRITON_INTERPRET="1")
-    assert "passed" in out
-    assert "skipped" not in out
+    files = [f"test_{name}.py" for name in ("triton_parity", "triton_gradients", "gluon_gradients")]
+    commands = [[sys.executable, "-m", "pytest", "-q", str(Path(__file__).parent / file)] for file in files]
+    with ThreadPoolExecutor() as pool:
+        outputs = list(pool.map(lambda command: run(command, TRITON_INTERPRET="1"), commands))
+    for out in outputs:
+        assert "passed" in out
+        assert "skipped" not in out
 
 
 @pytest.mark.parametrize(
