@@ -22,13 +22,14 @@ class GluonCase(NamedTuple):
     """A Gluon kernel at one tile."""
 
     kernel: str  # of gluon_ahead_of_time.KERNELS
-    D: int
+    size: int  # channels of a head, or output channels of the projection
     dtype: torch.dtype
-    tile: gluon_tiles.Tile
+    tile: gluon_tiles.Tile | gluon_tiles.Projection
 
 
 Job = Case | GluonCase
-GLUON_KERNELS = {"GLUON": "attend", "GLUON_KEYS": "keys", "GLUON_QUERIES": "queries"}  # whose tiles a table has
+# Whose tiles a table has.
+GLUON_KERNELS = {"GLUON": "attend", "GLUON_PROJECTION": "project", "GLUON_KEYS": "keys", "GLUON_QUERIES": "queries"}
 
 
 class Gate:
@@ -82,8 +83,8 @@ class Gate:
 
 def launched(entry: Entry, tile: Tile, shape: Shape) -> Job:
     """What the operator compiles of this tile when it runs on that shape."""
-    if isinstance(tile, gluon_tiles.Tile):
-        return _gluon_case(entry, shape.D, torch.bfloat16, tile)
+    if isinstance(tile, gluon_tiles.Tile | gluon_tiles.Projection):
+        return _gluon_case(entry, torch.bfloat16, tile)
     if isinstance(tile, tiles.Projection):
         return ahead_of_time.projection_case(entry.chip, entry.arithmetic, shape.C, shape.C % tile.depth == 0, tile)
     if entry.table == "ATTENTION":
@@ -94,16 +95,17 @@ def launched(entry: Entry, tile: Tile, shape: Shape) -> Job:
 
 def served(entry: Entry, tile: Tile) -> list[Job]:
     """All that the tests hold this tile to, once the entry has it."""
-    if isinstance(tile, gluon_tiles.Tile):
-        return [_gluon_case(entry, entry.limit, dtype, tile) for dtype in gluon_tiles.DTYPES]
+    if isinstance(tile, gluon_tiles.Tile | gluon_tiles.Projection):
+        return [_gluon_case(entry, dtype, tile) for dtype in gluon_tiles.DTYPES]
     mine = tile._replace()  # a new object, which no other entry holds
     with entry.trying(mine):
         return [case for case in ahead_of_time.table_cases() if case.tile is mine]
 
 
-def _gluon_case(entry: Entry, D: int, dtype: torch.dtype, tile: gluon_tiles.Tile) -> GluonCase:
-    one_kernel = tile._replace(persistent=False)  # decided at the launch
-    return GluonCase(GLUON_KERNELS[entry.table], D, dtype, one_kernel)
+def _gluon_case(entry: Entry, dtype: torch.dtype, tile: gluon_tiles.Tile | gluon_tiles.Projection) -> GluonCase:
+    if isinstance(tile, gluon_tiles.Tile):
+        tile = tile._replace(persistent=False)  # decided at the launch: one kernel
+    return GluonCase(GLUON_KERNELS[entry.table], entry.limit, dtype, tile)
 
 
 def compile_job(job: Job) -> str:
@@ -114,7 +116,7 @@ def compile_job(job: Job) -> str:
             wrong = ahead_of_time.faults(job, found, found)
         else:
             loops = gluon_ahead_of_time.compile_kernel(*job)
-            expected = [replace(loop, order=gluon_ahead_of_time.PIPELINED[job.kernel]) for loop in loops]
+            expected = [replace(loop, order=gluon_ahead_of_time.pipelined(job.kernel, job.tile)) for loop in loops]
             wrong = [line for pair in zip(loops, expected, strict=True) for line in gluon_ahead_of_time.faults(*pair)]
             wrong = wrong if len(loops) == job.tile.warpgroups else ["a warpgroup's loop was not found"]
     except Exception as error:  # every pass of the compiler raises classes of its own

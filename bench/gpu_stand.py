@@ -16,7 +16,7 @@ class GpuStand:
 
     def __init__(self, plan: Plan, dtype: torch.dtype):
         self._device, self._seed = plan.device, plan.seed
-        self._contenders = {name: opponents.build(name) for name in ("triton", "gluon")}
+        self._contenders = {name: opponents.build(name) for name in ("triton", "gluon", "gluon_all")}
         self._inputs = {shape: draw(shape, dtype, plan.device, plan.seed) for shape in plan.shapes}
         self._truths: dict[tuple[Shape, str], Truth] = {}
 

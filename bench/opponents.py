@@ -57,7 +57,8 @@ def build(name: str) -> Contender:
     if name in own_backends():
         backend, _, backward = name.partition("-")
         # An older "gluon" has the backward "triton" alone.
-        backward = backward or (backend if backend in _backwards() else "triton")
+        of_own = backend.removesuffix("_all")
+        backward = backward or (of_own if of_own in _backwards() else "triton")
         options = {"backward": backward} if backend in kernels() and _backwards() else {}
         return lambda *tensors: xdyna_kernels.reference_attention(*tensors, backend=backend, **options)
     if name == RELEASED:

@@ -16,7 +16,7 @@ from typing import Any
 from shapes import Shape
 from xdyna_kernels import gluon_tiles, tiles
 
-Tile = tiles.Attention | tiles.Projection | gluon_tiles.Tile
+Tile = tiles.Attention | tiles.Projection | gluon_tiles.Tile | gluon_tiles.Projection
 # Names in tiles.py, and the direction of the bench that shows what their tiles do; those in GLUON, in gluon_tiles.py.
 TABLES = {
     "ATTENTION": "forward",
@@ -24,10 +24,11 @@ TABLES = {
     "BACKWARD_QUERIES": "forward+backward",
     "BACKWARD_KEYS": "forward+backward",
     "GLUON": "forward",
+    "GLUON_PROJECTION": "forward",
     "GLUON_KEYS": "forward+backward",
     "GLUON_QUERIES": "forward+backward",
 }
-GLUON = {"GLUON": "TILES", "GLUON_KEYS": "KEYS", "GLUON_QUERIES": "QUERIES"}
+GLUON = {"GLUON": "TILES", "GLUON_PROJECTION": "PROJECTION", "GLUON_KEYS": "KEYS", "GLUON_QUERIES": "QUERIES"}
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ class Entry:
     limit: int
 
     def __str__(self) -> str:
-        size = "C <=" if self.table == "PROJECTION" else "D =" if self.table in GLUON else "D <="
+        size = "C <=" if self._by_channels else "D =" if self.table in GLUON else "D <="
         return f"{self.chip} {self.arithmetic} {self.table.lower().replace('_', ' ')} {size} {self.limit}"
 
     @property
     def backend(self) -> str:
         """Whose tile it is."""
-        return "gluon" if self.table in GLUON else "triton"
+        return "gluon_all" if self.table == "GLUON_PROJECTION" else "gluon" if self.table in GLUON else "triton"
 
     @property
     def direction(self) -> str:
@@ -56,11 +57,11 @@ class Entry:
     def serves(self, shape: Shape) -> bool:
         """Whether a shape takes its tile from here."""
         rows = self._rows()
+        if self._by_channels:
+            return self.limit == min((limit for limit in rows if limit >= shape.C), default=max(rows))
         if self.table in GLUON:
             # Gluon's kernel of the keys leaves the other numbers of tokens to Triton's.
             return self.limit == shape.D and (self.table != "GLUON_KEYS" or shape.N % 4 == 0)
-        if self.table == "PROJECTION":
-            return self.limit == min((limit for limit in rows if limit >= shape.C), default=max(rows))
         return self.limit == min((limit for limit in rows if limit >= shape.D), default=None)
 
     def get(self) -> Tile:
@@ -78,6 +79,10 @@ class Entry:
             yield
         finally:
             self.put(before)
+
+    @property
+    def _by_channels(self) -> bool:
+        return self.table.endswith("PROJECTION")
 
     def _rows(self) -> dict[int, Any]:
         return rows_of(self.table, self.chip, self.arithmetic)

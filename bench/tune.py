@@ -51,6 +51,9 @@ GRIDS: dict[tuple[str, bool], list[Tile]] = {
     ("GLUON", True): [
         gluon_tiles.Tile(*sizes) for sizes in product((2, 3), (64, 128), (32, 64, 128), (2, 3, 4), (False, True))
     ],
+    ("GLUON_PROJECTION", True): [
+        gluon_tiles.Projection(*sizes) for sizes in product((64, 128), (128, 160, 256), (64,), (3, 4, 5, 6))
+    ],
     ("GLUON_KEYS", True): [gluon_tiles.Tile(*sizes) for sizes in product((2, 3), (32, 64, 128), (64,), (2, 3, 4))],
     ("GLUON_QUERIES", True): [
         gluon_tiles.Tile(*sizes) for sizes in product((2, 3), (64, 128), (32, 64, 128), (2, 3, 4))

@@ -46,7 +46,7 @@ def restored_tables(load, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in load("tile_table").sources()["tiles.py"]:
         monkeypatch.setattr(tiles, name, copy.deepcopy(getattr(tiles, name)))
     # Of Gluon's, the dictionaries themselves: others have imported them.
-    for rows in (gluon_tiles.TILES, gluon_tiles.KEYS, gluon_tiles.QUERIES):
+    for rows in (gluon_tiles.TILES, gluon_tiles.KEYS, gluon_tiles.QUERIES, gluon_tiles.PROJECTION):
         for D, tile in rows.items():
             monkeypatch.setitem(rows, D, tile)
 

@@ -105,11 +105,11 @@ def test_a_tile_is_vetted_for_all_that_its_entry_serves_and_no_other_tile(load, 
     assert [job.tile for job in pool.jobs] == [twin] * 4 + [twin._replace(stages=3)] * 4
     pool.jobs.clear()
     assert gate.vet(entry_of(load, "GLUON", 160), gluon_tiles.Tile(2, 64, 32, 2)) == ""
-    assert {(job.kernel, job.D) for job in pool.jobs} == {("attend", 160)}
+    assert {(job.kernel, job.size) for job in pool.jobs} == {("attend", 160)}
     assert gate.vet(entry_of(load, "GLUON_KEYS", 80), gluon_tiles.Tile(2, 64, 32, 2)) == ""
-    assert {(job.kernel, job.D) for job in pool.jobs[2:]} == {("keys", 80)}
+    assert {(job.kernel, job.size) for job in pool.jobs[2:]} == {("keys", 80)}
     assert gate.vet(entry_of(load, "GLUON_QUERIES", 80), gluon_tiles.Tile(2, 64, 32, 2)) == ""
-    assert {(job.kernel, job.D) for job in pool.jobs[4:]} == {("queries", 80)}
+    assert {(job.kernel, job.size) for job in pool.jobs[4:]} == {("queries", 80)}
     assert [job.dtype for job in pool.jobs] == [torch.float16, torch.bfloat16] * 3
 
 
@@ -189,7 +189,8 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     )
     monkeypatch.setattr(driver, "_active", hopper)
     triton_modules = ("triton_forward", "triton_projection", "triton_backward")
-    for module in (*triton_modules, "gluon_kernel", "gluon_keys_kernel", "gluon_queries_kernel"):
+    gluon_modules = ("gluon_kernel", "gluon_projection_kernel", "gluon_keys_kernel", "gluon_queries_kernel")
+    for module in (*triton_modules, *gluon_modules):
         for value in vars(importlib.import_module(f"xdyna_kernels.{module}")).values():
             if isinstance(value, triton.JITFunction):
                 monkeypatch.setattr(value, "device_caches", defaultdict(value.create_binder))
@@ -206,13 +207,14 @@ def test_a_launch_finds_what_the_gate_compiled(load, keys, dtype, N, D, persiste
     of = shape(load, N, D)
     tensors, grad = load("shapes").draw(of, dtype, torch.device("cpu"), 0)
     leaves = [tensor.requires_grad_() for tensor in tensors]
-    for name in ("triton", "gluon") if dtype == torch.bfloat16 else ("triton",):
-        torch.autograd.grad(operator.forward(*leaves, name, name)[0], leaves, grad)
+    of_hopper = [("gluon", "gluon"), ("gluon", "gluon_all")] if dtype == torch.bfloat16 else []
+    for backward, kernel in [("triton", "triton"), *of_hopper]:
+        torch.autograd.grad(operator.forward(*leaves, backward, kernel)[0], leaves, grad)
     launched = set(keys)
 
     arithmetic = tiles.arithmetic(dtype)
     entries = [entry for entry in load("tile_table").entries(CHIP, arithmetic) if entry.serves(of)]
-    by_gluon = 1 + (N % 4 == 0 and D in gluon_tiles.KEYS) + (D in gluon_tiles.QUERIES)
+    by_gluon = 2 + (N % 4 == 0 and D in gluon_tiles.KEYS) + (D in gluon_tiles.QUERIES)
     assert len(entries) == (4 + by_gluon if dtype == torch.bfloat16 else 4)  # one of every table
     for entry in entries:
         keys.clear()

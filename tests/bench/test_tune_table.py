@@ -20,6 +20,7 @@ def test_the_grids_fit_the_table_and_hold_powers_of_two(load):
     tune, tile_table = load("tune"), load("tile_table")
     kinds = dict.fromkeys(tile_table.TABLES, tiles.Attention)
     kinds |= {"PROJECTION": tiles.Projection} | dict.fromkeys(tile_table.GLUON, gluon_tiles.Tile)
+    kinds["GLUON_PROJECTION"] = gluon_tiles.Projection
     assert {name for name, _ in tune.GRIDS} == set(tile_table.TABLES)
     for (name, _), grid in tune.GRIDS.items():
         assert len(set(grid)) == len(grid)
@@ -28,9 +29,12 @@ def test_the_grids_fit_the_table_and_hold_powers_of_two(load):
         )  # compiled, each shape's
         for tile in grid:
             assert isinstance(tile, kinds[name])
-            sizes = tile[:-1] if name not in tile_table.GLUON else (tile.queries, tile.keys)
+            if isinstance(tile, gluon_tiles.Projection):
+                sizes = (tile.rows, tile.depth, tile.columns & (tile.columns - 1) or 1)  # a power of two, or two
+            else:
+                sizes = tile[:-1] if name not in tile_table.GLUON else (tile.queries, tile.keys)
             assert all(size & (size - 1) == 0 for size in sizes)
-    for name in tile_table.GLUON:
+    for name in set(tile_table.GLUON) - {"GLUON_PROJECTION"}:
         assert {tile.warpgroups for tile in tune.GRIDS[name, True]} == set(gluon_tiles.REGISTERS)
 
 
@@ -47,6 +51,15 @@ def test_gluon_has_entries_for_hopper_in_half_precision_only(load):
     # Each its width of heads alone; of the keys', no tokens but in fours.
     any_number = [[(18, D), (20, D)] for D in (40, 80, 160)]
     assert served == [*any_number, [(20, 40)], [(20, 80)], *any_number[:2]]
+    of_all = [entry for entry in entries(CHIP, "half") if entry.backend == "gluon_all"]
+    served = [[(H, D) for H in (2, 8) for D in (8, 40, 80, 160) if e.serves(shape(1, 2, 5, H, D))] for e in of_all]
+    # By their output channels, the last one all beyond.
+    small = [(2, 8), (2, 40), (2, 80), (2, 160), (8, 8), (8, 40)]
+    assert dict(zip(map(str, of_all), served, strict=True)) == {
+        "sm_90 half gluon projection C <= 320": small,
+        "sm_90 half gluon projection C <= 640": [(8, 80)],
+        "sm_90 half gluon projection C <= 1280": [(8, 160)],
+    }
     assert (str(gluon[0]), str(gluon[-1])) == ("sm_90 half gluon D = 40", "sm_90 half gluon queries D = 80")
 
 

@@ -106,8 +106,9 @@ class _Barrier:
 
     def init(self, count: int) -> None:
         self.count = self.missing = count
-        self.bytes = self.phase = 0
-        self.arriving, self.over = set(), set()  # events that this phase's arrivals, and past ones, have seen
+        self.bytes = 0
+        self.arriving: set[int] = set()  # events that this phase's arrivals have seen
+        self.ends: list[tuple[int, set[int]]] = []  # of each phase that is over: an event, and what had been seen by it
 
     def arrive(self, bytes: int = 0) -> None:
         with self.program.changed:
@@ -124,14 +125,21 @@ class _Barrier:
 
     def _finish(self) -> None:
         if self.missing == 0 and self.bytes == 0:
-            self.over |= self.arriving
-            self.missing, self.phase = self.count, self.phase ^ 1
+            self.ends.append((self.program.event(), self.arriving))
+            self.missing, self.arriving = self.count, set()
             self.program.changed.notify_all()
 
-    def wait(self, phase: int) -> None:
+    def wait(self, parity: int) -> None:
+        """The parity is all that a barrier is told: which phase is meant follows from how many ends of phases the
+        thread has seen, here or through others. Of two possible phases, one it knows to be over."""
         with self.program.changed:
-            self.program.wait_for(lambda: self.phase != phase)
-            self.program.mine().update(self.over)
+            seen = self.program.mine()
+            phase = sum(event in seen for event, _ in self.ends)
+            if parity == phase & 1:
+                self.program.wait_for(lambda: len(self.ends) > phase)
+                self.program.fail_if(len(self.ends) > phase + 1, "a barrier is two phases ahead of who waits for it")
+                event, before = self.ends[phase]
+                seen.update(before, {event})
 
 
 class _Shared:
@@ -177,10 +185,15 @@ class _Barriers:
 
 
 class _Product:
-    """A matrix product that was issued; its result may be used once it has been waited for."""
+    """A matrix product that was issued: others may be added to it, but until it is over it may not be used."""
 
     def __init__(self, value: Tensor, reads: set[int]):
         self.value, self.reads, self.over = value, reads, False
+
+    def _used(self, *_: object, **__: object) -> Any:
+        raise KernelError(UNFINISHED)
+
+    __getattr__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __torch_function__ = _used
 
 
 class _Pointer:
@@ -322,8 +335,8 @@ class _Operations:
                 over = products.pop(0)
                 over.over = True
                 self.program.mine().update(over.reads)
-            self.program.fail_if(not all(x.over for x in deps), UNFINISHED)
-        return deps[0].value if len(deps) == 1 else tuple(x.value for x in deps)
+        values = tuple(x.value if x.over else x for x in deps)
+        return values[0] if len(values) == 1 else values
 
 
 class OnCPU:

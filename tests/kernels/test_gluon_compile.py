@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from xdyna_kernels import gluon_ahead_of_time, gluon_keys_kernel, gluon_queries_kernel
+from xdyna_kernels import gluon_ahead_of_time, gluon_keys_kernel, gluon_projection_kernel, gluon_queries_kernel
 from xdyna_kernels.gluon_ahead_of_time import TABLES, compile_kernel, faults, read_golden, unordered
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -30,6 +30,10 @@ ORDERS = {
 def products(kernel, D):
     """Matrix instructions of a step by their shape: 32 + 16, 64 + 16 or 128 + 32 channels, 16 of a summed axis each."""
     tile = TABLES[kernel][D]
+    if kernel == "project":
+        first = 1 << (tile.columns.bit_length() - 1)
+        parts = [n for n in (first, tile.columns - first) if n]
+        return {f"64x{n}x16": tile.rows // 64 * tile.depth // 16 for n in parts}
     held, walked = (tile.keys, tile.queries) if kernel == "keys" else (tile.queries, tile.keys)
     first = 1 << (D.bit_length() - 1)
     rest = max(16, D - first)
@@ -44,7 +48,7 @@ def test_every_head_is_recorded_without_a_fault(kernel):
     assert list(GOLDEN[kernel]) == list(TABLES[kernel])
     for D, found in GOLDEN[kernel].items():
         assert faults(found, found) == []
-        assert found.order == ORDERS[kernel]
+        assert found.order == ORDERS.get(kernel, f"barrier QK wait({len(found.products)})")
         assert found.products == products(kernel, D)
 
 
@@ -62,6 +66,10 @@ def test_every_head_is_recorded_without_a_fault(kernel):
         ("queries", 40, torch.float16),
         ("queries", 80, torch.bfloat16),
         ("queries", 80, torch.float16),
+        ("project", 320, torch.bfloat16),
+        ("project", 320, torch.float16),
+        ("project", 640, torch.bfloat16),
+        ("project", 1280, torch.float16),
     ],
 )
 def test_the_kernel_keeps_to_what_is_recorded(kernel, D, dtype):
@@ -122,6 +130,31 @@ def test_sums_that_idle_the_tensor_cores_do_not_pass(tmp_path, monkeypatch):
     monkeypatch.setitem(gluon_ahead_of_time.KERNELS, "queries", edited.queries_kernel)
     wrong = faults(compile_kernel("queries", 40)[0], GOLDEN["queries"][40])
     assert wrong == [f"order: barrier QK PV wait(4) exp wait(0) exp, recorded {ORDERS['queries']}"]
+
+
+def test_a_projection_that_idles_the_tensor_cores_does_not_pass(tmp_path, monkeypatch):
+    """With each step's products waited for before the next ones are issued."""
+    edited = edited_kernel(tmp_path, {"warpgroup_mma_wait(1,": "warpgroup_mma_wait(0,"}, gluon_projection_kernel)
+    monkeypatch.setitem(gluon_ahead_of_time.KERNELS, "project", edited.project_kernel)
+    (line,) = faults(compile_kernel("project", 640)[0], GOLDEN["project"][640])
+    assert line == "order: barrier QK wait(0), recorded barrier QK wait(1)"
+
+
+def test_a_residual_added_at_the_end_of_a_tile_does_not_pass(tmp_path, monkeypatch):
+    """Beside the sums, it does not fit into the registers."""
+    add = "    sums += _start(b_out, b_ref, residual, row, column, R, C, sums.shape[0], sums.shape[1], layout)\n"
+    edits = {
+        "        sums0 = _start(b_out, b_ref, residual, row, column, R, C, ROWS, C0, of_sums0)\n": (
+            "        sums0 = gl.zeros([ROWS, C0], gl.float32, of_sums0)\n"
+        ),
+        "def _store(out, sums, row": "def _store(b_out, b_ref, residual, out, sums, row",
+        "    gl.store(at, sums": add + "    gl.store(at, sums",
+        "_store(out, sums0": "_store(b_out, b_ref, residual, out, sums0",
+        "_store(out, sums1": "_store(b_out, b_ref, residual, out, sums1",
+    }
+    edited = edited_kernel(tmp_path, edits, gluon_projection_kernel)
+    monkeypatch.setitem(gluon_ahead_of_time.KERNELS, "project", edited.project_kernel)
+    assert faults(compile_kernel("project", 640)[0], GOLDEN["project"][640])[0].startswith("spills: ")
 
 
 HANDED_OUT = """

@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -24,16 +25,19 @@ from .gluon_backward import ROW_LAYOUT, row_block
 from .gluon_forward import LAYOUT, block, part_layout, tile_constants
 from .gluon_kernel import attend_kernel
 from .gluon_keys_kernel import keys_kernel
+from .gluon_projection import W_LAYOUT, X_LAYOUT, blocks, project_constants
+from .gluon_projection_kernel import project_kernel
 from .gluon_queries_kernel import queries_kernel
-from .gluon_tiles import KEYS, QUERIES, TILES, Tile
+from .gluon_tiles import KEYS, PROJECTION, QUERIES, TILES, Projection, Tile
 
-KERNELS = {"attend": attend_kernel, "keys": keys_kernel, "queries": queries_kernel}
+KERNELS = {"attend": attend_kernel, "keys": keys_kernel, "queries": queries_kernel, "project": project_kernel}
 POINTERS = {
     "attend": {"both": "*{}", "lse": "*fp32"},
     "keys": dict.fromkeys(("dk", "dv", "dkr", "dvr"), "*{}"),
     "queries": {"dq": "*{}", "dqr": "*{}", "lse": "*fp32", "delta": "*fp32"},
+    "project": dict.fromkeys(("b_out", "b_ref", "residual", "out"), "*{}"),
 }
-TABLES = {"attend": TILES, "keys": KEYS, "queries": QUERIES}
+TABLES: dict[str, dict[int, Any]] = {"attend": TILES, "keys": KEYS, "queries": QUERIES, "project": PROJECTION}
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 # The order of the loops that run fast. Attention waits for the values' product only after the softmax; of the keys, the
 # exponentials run under the derivatives of the weights, and those of the scores are made under the values' sums; of the
@@ -57,11 +61,16 @@ class Figures:
     order: str  # of the loop's matrix instructions ("QK" of scores, "PV" of sums), exponentials and waits; repeats once
 
 
-def compile_kernel(kernel: str, D: int, dtype: torch.dtype = torch.bfloat16, tile: Tile | None = None) -> list[Figures]:
-    """Figures of one of KERNELS for heads of `D` channels, at the table's tile or at another: one for the loop of each
-    warpgroup. About two seconds. A launch of the same then finds it in Triton's cache on disk."""
-    function, constants = KERNELS[kernel], tile_constants(D, tile or TABLES[kernel][D])
-    signature, attributes = {}, {}
+def compile_kernel(
+    kernel: str, size: int, dtype: torch.dtype = torch.bfloat16, tile: Tile | Projection | None = None
+) -> list[Figures]:
+    """Figures of one of KERNELS for heads of `size` channels, or output channels of the projection, at the table's tile
+    or at another: one for the loop of each warpgroup. About two seconds. A launch of the same then finds it in Triton's
+    cache on disk."""
+    tile = tile or TABLES[kernel][size]
+    assert tile is not None
+    constants = project_constants(tile) if isinstance(tile, Projection) else tile_constants(size, tile)
+    function, signature, attributes = KERNELS[kernel], {}, {}
     for position, name in enumerate(function.arg_names):
         if name in constants:
             signature[name] = "constexpr"
@@ -72,15 +81,10 @@ def compile_kernel(kernel: str, D: int, dtype: torch.dtype = torch.bfloat16, til
         elif pointer := POINTERS[kernel].get(name):
             signature[name] = pointer.format(NAMES[dtype])
             attributes[(position,)] = [["tt.divisibility", 16]]
-        elif name in ("lse", "delta"):
-            signature[name] = f"tensordesc<fp32{row_block(constants['QUERIES'])},{ROW_LAYOUT!r}>"
         else:
-            rows = constants["QUERIES" if name.startswith(("q", "d_both")) else "KEYS"]
-            shape, layout = block(rows, D), LAYOUT
-            if name.endswith(("0", "1")):  # a part of the channels
-                width = constants["D" + name[-1]]
-                shape, layout = block(rows, width), part_layout(width)
-            signature[name] = f"tensordesc<{NAMES[dtype]}{shape},{layout!r}>"  # as Triton does at a launch
+            described = _of_projection(name, tile) if isinstance(tile, Projection) else _of_heads(name, constants, tile)
+            element, shape, layout = described
+            signature[name] = f"tensordesc<{element.format(NAMES[dtype])}{shape},{layout!r}>"  # as Triton at a launch
     source = GluonASTSource(function, signature, constants, attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
     usage, code = disassemble(compiled.asm["cubin"])
@@ -98,8 +102,32 @@ def compile_kernel(kernel: str, D: int, dtype: torch.dtype = torch.bfloat16, til
     ]
 
 
+def pipelined(kernel: str, tile: Tile | Projection) -> str:
+    """The order that the loop must have: of the projection, a stage is left while the next one's products, of one part
+    of the columns or of two, are under way."""
+    if isinstance(tile, Projection):
+        return f"barrier QK wait({2 if project_constants(tile)['C1'] else 1})"
+    return PIPELINED[kernel]
+
+
+def _of_heads(name: str, constants: dict[str, int], tile: Tile) -> tuple[str, list[int], Any]:
+    """Element, block and layout of what a descriptor brings to the kernels of attention and its derivatives."""
+    if name in ("lse", "delta"):
+        return "fp32", row_block(tile.queries), ROW_LAYOUT
+    rows = tile.queries if name.startswith(("q", "d_both")) else tile.keys
+    if name.endswith(("0", "1")):  # a part of the channels
+        width = constants["D" + name[-1]]
+        return "{}", block(rows, width), part_layout(width)
+    return "{}", block(rows, constants["D"]), LAYOUT
+
+
+def _of_projection(name: str, tile: Projection) -> tuple[str, list[int], Any]:
+    """The same of the projection's."""
+    return "{}", blocks(tile)[name.replace("r", "")], X_LAYOUT if name == "x" else W_LAYOUT
+
+
 def _loops(code: str) -> list[list[str]]:
-    """The instructions of each innermost loop with exponentials in it."""
+    """The instructions of each innermost loop with matrix instructions in it."""
     instructions, labels, found = [], {}, []
     for line in code.splitlines():
         if label := re.match(r"(\.L_x_\d+):", line):
@@ -109,7 +137,7 @@ def _loops(code: str) -> list[list[str]]:
             target = re.search(r"BRA.*(\.L_x_\d+)", match[1])
             if target and target[1] in labels:
                 found.append((labels[target[1]], len(instructions)))
-    found = [(a, b) for a, b in found if any("MUFU.EX2" in x for x in instructions[a:b])]
+    found = [(a, b) for a, b in found if any("HGMMA" in x for x in instructions[a:b])]
     # Code that is out of line jumps back into the middle of a loop, which is no loop.
     inner = [(a, b) for a, b in found if not any((a <= c and d < b) or (c < a < d < b) for c, d in found)]
     return [[x for x in instructions[a:b] if x != "NOP"] for a, b in inner]
@@ -169,13 +197,13 @@ def faults(found: Figures, recorded: Figures) -> list[str]:
 
 
 def read_golden(path: Path) -> dict[str, dict[int, Figures]]:
-    """Recorded figures by kernel and D."""
+    """Recorded figures by kernel and D, or output channels."""
     recorded = json.loads(path.read_text())
     return {kernel: {int(D): Figures(**row) for D, row in recorded[kernel].items()} for kernel in KERNELS}
 
 
 def main(path: Path) -> None:
-    """Writes one line for each D, so that a changed tile reads as one changed line."""
+    """Writes one line for each tile, so that a changed tile reads as one changed line."""
     sections = [f'"triton": "{triton.__version__}"']
     for kernel, table in TABLES.items():
         longest = {D: max(compile_kernel(kernel, D), key=lambda loop: loop.instructions) for D in table}

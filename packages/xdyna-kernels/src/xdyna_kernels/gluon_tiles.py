@@ -14,6 +14,19 @@ class Tile(NamedTuple):
     persistent: bool = False  # in TILES, whether a program for each multiprocessor takes tiles in turn, or one for each
 
 
+class Projection(NamedTuple):
+    """A tile is one warpgroup's; a program has two, and one more warp that copies."""
+
+    rows: int  # 64 or 128
+    columns: int  # output channels: a power of two, or the sum of two
+    depth: int  # channels of one step: 64, which are the 128 bytes of a row in shared memory
+    stages: int  # steps in shared memory
+
+    @property
+    def warpgroups(self) -> int:
+        return 2
+
+
 DTYPES = (torch.float16, torch.bfloat16)
 # By D. Medians of attention alone in ms, in turns, on an H100 in bfloat16 at the model's sizes: persistent 12.10 at
 # D = 40, 1.182 at D = 80 and .198 at D = 160; a program for each tile 12.92, 1.334 and .228. Tried, and slower or
@@ -40,3 +53,11 @@ QUERIES = {
 # Of a thread that computes, and of one that copies, by the number of warpgroups: together nearly all
 # that a multiprocessor has.
 REGISTERS = {2: (240, 24), 3: (160, 32)}
+# Of the projection, by the most output channels that a tile serves, the last one all beyond. Never timed: of those that
+# compile without spills, what fills the last round of tiles on 132 multiprocessors at the model's sizes (90 to 99 %).
+PROJECTION = {
+    320: Projection(128, 160, 64, 5),
+    640: Projection(128, 128, 64, 6),
+    1280: Projection(128, 128, 64, 6),
+}
+PROJECTION_REGISTERS = REGISTERS[2]

@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 
 # What PyTorch alone computes, on any device. The others need a GPU (or, "triton", Triton's interpreter).
 BACKENDS = {"eager": reference_attention_eager, "sdpa": reference_attention_sdpa}
-NAMES = (*BACKENDS, "triton", "gluon")
+NAMES = (*BACKENDS, "triton", "gluon", "gluon_all")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-BACKWARDS = ("triton", "gluon", "recompute")  # of the backends "triton" and "gluon"
+BACKWARDS = ("triton", "gluon", "recompute")  # of the backends that are kernels
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 _TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton does: before the kernels are imported
 
@@ -79,10 +79,11 @@ def reference_attention(
         backend: "eager" (the mathematics line by line), "sdpa" (frames folded into the query axis), "triton" (two
             kernels; float16, bfloat16 or float32, D a multiple of 8 up to 256, an Ampere, Hopper or Blackwell data
             centre GPU; tensors whose strides are no multiples of 8 are copied first), "gluon" (the same, with its
-            attention scheduled by hand for Hopper; float16 or bfloat16, D of 40, 80 or 160), or None: what was the
-            fastest of these when timed (`tiles.PROVEN`). On Hopper in bfloat16 that is "gluon" at 448 tokens and more,
-            and "triton" below at D of 160; elsewhere "sdpa".
-        backward: of "triton" and "gluon", the others have their own. "triton" (three kernels; deterministic; no work
+            attention scheduled by hand for Hopper; float16 or bfloat16, D of 40, 80 or 160), "gluon_all" (its
+            projection, too, C a multiple of 8: compiled, but not yet run on a GPU), or None: what was the fastest of
+            these when timed (`tiles.PROVEN`). On Hopper in bfloat16 that is "gluon" at 448 tokens and more, and
+            "triton" below at D of 160; elsewhere "sdpa".
+        backward: of the kernels, "eager" and "sdpa" have their own. "triton" (three kernels; deterministic; no work
             for what needs no derivative; keeps 2*H*D channels per token beside the inputs; float32 without tf32),
             "gluon" (the same on Hopper, but with kernels scheduled by hand where they can serve: float16 or bfloat16, D
             of 40 or 80, and for keys and values N a multiple of 4), "recompute" (keeps only the inputs, and computes
@@ -106,13 +107,15 @@ def reference_attention(
         backend = _fastest(q)
     elif backend == "triton" and (reason := _why_not_triton(q, q.device.type == "cpu" and _TRITON_INTERPRETED)):
         raise ValueError(f"backend 'triton' {reason}")
-    elif backend == "gluon" and (reason := _why_not_gluon(q)) is not None:
-        raise ValueError(f"backend 'gluon' {reason}")
+    elif backend in ("gluon", "gluon_all") and (reason := _why_not_gluon(q)) is not None:
+        raise ValueError(f"backend {backend!r} {reason}")
+    elif backend == "gluon_all" and w_out.shape[0] % 8:
+        raise ValueError(f"backend 'gluon_all' needs a multiple of 8 output channels, w_out is {list(w_out.shape)}")
     if backward == "gluon" and (reason := _why_not_hopper(q)) is not None:
         raise ValueError(f"backward 'gluon' {reason}")
     if backward is None:
         proven = backend not in BACKENDS and _proven(q) and tiles.arithmetic(q.dtype) != "tf32"
-        backward = backend if proven else "recompute"
+        backward = backend.removesuffix("_all") if proven else "recompute"
     return torch.ops.xdyna.reference_attention(
         q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual, backend, backward
     )

@@ -34,15 +34,17 @@ def forward(
     b_ref: Tensor | None,
     residual: Tensor | None,
     backward: str,  # one of BACKWARDS
-    kernel: str = "triton",  # or "gluon": whose attention
+    kernel: str = "triton",  # or "gluon": whose attention; or "gluon_all": and projection
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The result [B, F, N, C]; and for the backward, both [0] under "recompute": own and reference attention side by
     side [B*F, N, 2*H*D]; log of the sum of exp of the scores [B*F, 2*H, N], own heads, then reference heads."""
     from .triton_forward import attend  # imports triton, which a CPU may not have
     from .triton_projection import project
 
-    if kernel == "gluon":
+    if kernel != "triton":
         from .gluon_forward import attend
+    if kernel == "gluon_all":
+        from .gluon_projection import project
     kept = backward != "recompute"
     both, lse = attend(q, k, v, q_ref, k_ref, v_ref, q.shape[-1] ** -0.5, keep_lse=kept)
     out = project(both, w_out, b_out, w_ref, b_ref, residual)

@@ -59,7 +59,7 @@ def project_constants(tile: tiles.Projection, arithmetic: str, C: int, even: boo
     return sizes | {"EVEN": even, "PRECISION": "tf32" if arithmetic == "tf32" else "ieee"}
 
 
-def _dense(x: Tensor) -> Tensor:
+def dense(x: Tensor) -> Tensor:
     """`x` itself if it is contiguous and aligned, else a copy."""
     return x if x.is_contiguous() and x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.contiguous_format)
 
@@ -78,7 +78,7 @@ def project(
     arithmetic = tiles.arithmetic(both.dtype)
     tile = tiles.projection_tile(chip(both), arithmetic, C)
     out = both.new_empty(R, C)
-    rest = [None if x is None else _dense(x) for x in (w_out, b_out, w_ref, b_ref, residual)]
+    rest = [None if x is None else dense(x) for x in (w_out, b_out, w_ref, b_ref, residual)]
     programs = math.ceil(R / tile.rows) * math.ceil(C / tile.columns)
     constants = project_constants(tile, arithmetic, C, even=K % tile.depth == 0)
     launch(project_kernel, programs, tile, both, *rest, out, R, K // ALIGNMENT, **constants)
