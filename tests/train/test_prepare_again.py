@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,7 +154,30 @@ def test_a_video_that_was_away_is_tried_again(videos: Path, tmp_path: Path) -> N
     assert len(ShardReader(tmp_path / "set").records) == report.humans + report.scenes > 0
 
 
+def test_clips_of_videos_that_are_gone_or_new_are_counted(videos: Path, tmp_path: Path) -> None:
+    """They stay in their shards; whoever thinks a withdrawn video is out of the set must be told."""
+    (tmp_path / "films").mkdir()
+    films = [tmp_path / "films" / f"{name}.mp4" for name in ("changed", "gone", "same")]
+    for film in films:
+        film.write_bytes((videos / "deep/cut.mp4").read_bytes())
+    first = run(tmp_path / "films", tmp_path / "set")
+    assert first.stale == 0
+    assert not any("they stay" in line for line in first.lines())
+    one = (first.humans + first.scenes) // 3
+    films[1].unlink()
+    os.utime(films[0], (time.time() + 60, time.time() + 60))
+    second = run(tmp_path / "films", tmp_path / "set")
+    assert second.stale == 2 * one > 0
+    assert f"{2 * one} of the clips are of videos that are gone, or have changed since" in "".join(second.lines())
+
+
 # Ray
+
+
+def test_a_cluster_that_is_not_there_is_named(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(InputError, match="no cluster answers at RAY_ADDRESS"):
+        prepare(videos, tmp_path / "set", OPTIONS)
 
 
 def with_ray(source: Path, out: Path, finder: Callable[[PrepareOptions], SuitFinder]) -> None:

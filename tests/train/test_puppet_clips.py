@@ -1,9 +1,11 @@
 """`xdyna-train puppets`: the same seed, the same bytes; clips with their truth; one clear line for a mistake."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from xdyna_model.errors import InputError
 from xdyna_train import cli, puppet_clips
 from xdyna_train.puppet_clips import PuppetSet, write_puppets
 from xdyna_train.puppets import KINDS
@@ -112,6 +114,14 @@ def test_what_is_there_already_is_left_alone(tmp_path: Path, capfd: pytest.Captu
     code, _, err = run(capfd, "--out", str(missing), "--clips", "2")
     assert (code, err.count("\n")) == (2, 1)
     assert "does not exist" in err
+
+
+def test_a_process_that_is_killed_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a machine that has no memory left: one that is to draw clips dies before its first."""
+    monkeypatch.setattr(puppet_clips.PuppetSet, "__reduce__", lambda self: (os.abort, ()))
+    with pytest.raises(InputError, match="a process that draws was killed"):
+        write_puppets(PuppetSet(8, 0, 64, 64, 2, 0.0), tmp_path / "set", workers=2)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupted_set_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

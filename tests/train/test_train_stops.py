@@ -1,6 +1,7 @@
 """What the loop passes over, and when it stops."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,23 @@ class Unreadable:
         if rng.random() < self._share:
             raise InputError(f"clip-{rng.integers(10**6)}.mp4: cannot be read")
         return self._source.draw(kind, num_frames, rng)
+
+
+def test_a_folder_where_a_run_is_at_work_is_left_alone(
+    tmp_path: Path, new_pipeline: Callable, waves: Any, steps: Callable[..., Config]
+) -> None:
+    """Or two write to one record: a run that is put off and started again may find the first still ending."""
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+    command = [sys.executable, "-c", hold, str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(InputError, match="another run is at work there"):
+            fit(new_pipeline(), waves, steps(1), tmp_path, resume=True)
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+        other.stdin.close()
+    fit(new_pipeline(), waves, steps(1), tmp_path, resume=True)
 
 
 def test_a_clip_that_cannot_be_read_is_passed_over_and_named(

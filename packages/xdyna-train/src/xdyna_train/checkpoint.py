@@ -11,6 +11,7 @@ import torch
 from xdyna_model.errors import InputError
 from xdyna_model.outputs import staged_folder
 
+MOST_STEPS = 10**8 - 1  # a checkpoint's name has eight digits
 _STATE, _SEAL = "state.pt", "seal.json"
 
 

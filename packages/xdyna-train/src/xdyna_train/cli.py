@@ -188,7 +188,7 @@ def fit(
 @app.command()
 def evaluate(
     model: Annotated[str | None, typer.Option(help="Model folder or hub id. Default: the nano model.")] = None,
-    identities: Annotated[int, typer.Option(min=2, help="Held-back people to animate.")] = 32,
+    identities: Annotated[int, typer.Option(min=4, help="Held-back people to animate; scenes are of four kinds.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Of people, motions, scenes and noise.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder to write: numbers as JSON, a sheet, a video.")] = None,
     controls: Annotated[bool, typer.Option(help="Also run with parts of the model off.")] = True,

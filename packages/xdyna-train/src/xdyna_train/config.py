@@ -151,6 +151,8 @@ _NANO = Config(
 
 _NANO_GPU = replace(_NANO, model="nano-gpu", ema_decay=0.998, workers=15, checkpoint_every=250, sample_every=10_000)
 
+# Presets that go on from a model of another one.
+GOES_ON = {"nano-gpu-finish": "nano-gpu"}
 PRESETS = {
     "paper": Config(
         stages=(
@@ -172,7 +174,7 @@ PRESETS = {
         note="391 s of an H200; 32 held-back puppets: joints .96, retrieval 1.00, IoU .168 above copy, eyes .89, mouth "
         ".83, flicker .017, flow .88 to 1.00, energy .50",
     ),
-    "nano-gpu-finish": replace(  # goes on from a model of "nano-gpu"
+    "nano-gpu-finish": replace(
         _NANO_GPU,
         stages=(Stage("long", EVERYTHING, frames=16, batch=10, human_share=0.6, steps=5200),),
         warmup=50,

@@ -14,8 +14,9 @@ from xdyna_model.errors import InputError
 from xdyna_model.outputs import check_output, staged
 from xdyna_model.pipeline import XDynaPipeline
 
+from xdyna_train.checkpoint import MOST_STEPS
 from xdyna_train.clips import ExampleSource
-from xdyna_train.config import PRESETS, Config, Prediction
+from xdyna_train.config import GOES_ON, PRESETS, Config, Prediction
 from xdyna_train.control_influence import Influence, control_influence
 from xdyna_train.encoding import Encoders
 from xdyna_train.fusion import Batch, FusionDataset, Place
@@ -27,6 +28,7 @@ from xdyna_train.shard_source import ShardSource
 from xdyna_train.shards import MANIFEST
 from xdyna_train.starts import StartFiles, starting_pipeline
 from xdyna_train.train import check, fit
+from xdyna_train.training_run import set_prediction
 
 Say = Callable[[str], object]
 
@@ -69,6 +71,7 @@ def run(job: FitJob, say: Say) -> None:
     check(config, int(os.environ.get("WORLD_SIZE", 1)))  # before a large model is read
     pipeline = starting_pipeline(config.model, job.files, job.seed)
     pipeline.register_to_config(shared_noise=config.shared_noise)  # before anything is measured
+    set_prediction(pipeline, config)
     if torch.cuda.is_available():
         pipeline.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))))
     first = int(os.environ.get("RANK", 0)) == 0
@@ -92,14 +95,16 @@ def check_job(job: FitJob) -> Config:
         raise InputError(f"--preset {job.preset}: is unknown; choose from {', '.join(PRESETS)}")
     if job.resume not in (None, "auto"):
         raise InputError(f"--resume {job.resume}: is unknown; the only way is auto, from the newest whole checkpoint")
-    for name, number, least in (
-        ("steps", job.steps, 1),
-        ("batch", job.batch, 1),
-        ("accumulate", job.accumulate, 1),
-        ("workers", job.workers, 0),
+    for name, number, least, most in (
+        ("steps", job.steps, 1, MOST_STEPS),
+        ("batch", job.batch, 1, 2**16),
+        ("accumulate", job.accumulate, 1, 2**16),
+        ("workers", job.workers, 0, 2**10),
     ):
         if number is not None and number < least:
             raise InputError(f"--{name} {number}: give a number of at least {least}")
+        if number is not None and number > most:
+            raise InputError(f"--{name} {number}: give a number of at most {most}")
     if not 0 <= job.seed < 2**63:
         raise InputError(f"--seed {job.seed}: give a number of at least 0, and below 2**63")
     if job.snr_gamma is not None and not 0 < job.snr_gamma < math.inf:
@@ -109,6 +114,7 @@ def check_job(job: FitJob) -> Config:
     if job.reenactor is not None and not job.data:
         raise InputError("--reenactor: puppets are not reenacted, they are drawn; it goes with --data")
     config = _changed(PRESETS[job.preset], job)
+    _check_start(job, config)
     if not job.data and config.model == "sd15":
         raise InputError(f"--preset {job.preset}: trains on videos; give the folder of `xdyna-train prepare` as --data")
     try:
@@ -117,6 +123,19 @@ def check_job(job: FitJob) -> Config:
         raise InputError(f"--out {job.out}: cannot be made a folder ({(error.strerror or '').lower()})") from error
     check_output(job.out / METRICS)
     return config
+
+
+def _check_start(job: FitJob, config: Config) -> None:
+    """Raises InputError for files that would be left unread, or a model to go on from that is not given."""
+    if job.preset in GOES_ON and job.files.init is None:
+        raise InputError(
+            f"--preset {job.preset}: goes on from a model of {GOES_ON[job.preset]}; give that one as --init"
+        )
+    unread = [name for name, path in vars(job.files).items() if name != "init" and path is not None]
+    if unread and (job.files.init is not None or config.model != "sd15"):
+        flag = f"--{unread[0].replace('_', '-')}"
+        why = "--init is a whole model" if job.files.init is not None else f"--preset {job.preset} starts from scratch"
+        raise InputError(f"{flag}: would not be read, {why}; leave it out")
 
 
 def _changed(config: Config, job: FitJob) -> Config:

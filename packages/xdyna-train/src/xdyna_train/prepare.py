@@ -9,7 +9,8 @@
 
 A run that was cut off, at whatever moment, is taken up by the next: finished videos are not done again, and the set
 becomes what it would have been. Videos that come in later are added in further shards; what could not be read is tried
-again, since a disk that was away may be back.
+again, since a disk that was away may be back. Clips that are in a shard stay there: those of videos that have since
+gone or changed are counted in the report.
 """
 
 import fcntl
@@ -27,7 +28,7 @@ from xdyna_model.outputs import staged
 from xdyna_train.person_finder import EmbeddedFinder, PersonFinder
 from xdyna_train.prepare_options import PrepareOptions
 from xdyna_train.prepare_report import PrepareReport
-from xdyna_train.prepare_video import VideoJob, prepare_video, read_result
+from xdyna_train.prepare_video import VideoJob, is_newer, prepare_video, read_result
 from xdyna_train.quality import OnnxQuality, QualityModel, picture_quality
 from xdyna_train.shards import (
     CLIPS_PER_SHARD,
@@ -89,7 +90,7 @@ def prepare(
         records = _merge(out, jobs, clips_per_shard)
         results = [result for job in jobs if (result := read_result(job.part)) is not None]
         _write_lines(out / DROPPED, (asdict(dropped) for result in results for dropped in result.dropped))
-        report = PrepareReport.of(results, records)
+        report = PrepareReport.of(results, records, _stale(records, jobs))
         with staged(out / REPORT) as [draft]:
             draft.write_text(json.dumps(asdict(report), indent=1) + "\n")
         return report
@@ -130,6 +131,12 @@ def _is_done(job: VideoJob) -> bool:
     """Whether a video need not be looked at again; what failed as a whole may have failed for a reason that is gone."""
     result = read_result(job.part)
     return result is not None and not any(piece.reason in ("unreadable", "failed") for piece in result.dropped)
+
+
+def _stale(records: Iterable[ClipRecord], jobs: Iterable[VideoJob]) -> int:
+    """How many of the clips are of no video of the jobs as it is now."""
+    present = {job.video for job in jobs if job.path.exists() and not is_newer(job)}
+    return sum(record.name.rpartition(":")[0] not in present for record in records)
 
 
 def _with_absolute_paths(options: PrepareOptions) -> PrepareOptions:

@@ -105,10 +105,18 @@ def _ray(workers: int | None) -> Iterator[Any]:
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         try:
             if "RAY_ADDRESS" in os.environ:
-                ray.init(**quiet)
+                _start(
+                    ray, "no cluster answers at RAY_ADDRESS; correct it, or unset it to work on this machine", **quiet
+                )
             else:
                 local = {"_node_ip_address": _LOOPBACK, "_temp_dir": folder, "include_dashboard": False}
-                _start(ray, num_cpus=workers, **local, **quiet)
+                _start(
+                    ray,
+                    "try again when the machine is less busy, or without Ray: --workers 0",
+                    num_cpus=workers,
+                    **local,
+                    **quiet,
+                )
             context = ray.data.DataContext.get_current()
             context.enable_progress_bars = False
             context.print_on_execution_start = False
@@ -117,12 +125,10 @@ def _ray(workers: int | None) -> Iterator[Any]:
             ray.shutdown()
 
 
-def _start(ray: Any, **options: Any) -> None:
+def _start(ray: Any, advice: str, **options: Any) -> None:
     try:
         with native_stderr_aside():
             ray.init(**options)
     except Exception as error:  # Ray has no class of its own for it
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"Ray did not start here ({reason}); try again when the machine is less busy, or without Ray: --workers 0"
-        ) from error
+        raise InputError(f"Ray did not start here ({reason}); {advice}") from error

@@ -11,13 +11,15 @@ from xdyna_train.shards import ClipRecord
 # The data set of the paper (Section 4.1), to which what was measured here is scaled.
 PAPER_VIDEOS = 107_546
 PAPER_HOURS = 900
+STALE = "are of videos that are gone, or have changed since; they stay: without them, prepare into another folder"
 
 
 @dataclass(frozen=True)
 class PrepareReport:
     """videos: all of the source; refused: those of which nothing could be used for a reason that holds for the whole
     video. frames, source_hours: of what could be read. humans, scenes: clips kept; kept_hours: of them together.
-    dropped: pieces and videos left out, by reason. core_hours: processor time, all threads together.
+    dropped: pieces and videos left out, by reason. core_hours: processor time, all threads together. stale: of the
+    clips, those of videos that are gone from the source, or newer than their clips.
     """
 
     videos: int
@@ -29,9 +31,10 @@ class PrepareReport:
     kept_hours: float
     dropped: dict[str, int]
     core_hours: float
+    stale: int = 0
 
     @classmethod
-    def of(cls, results: Sequence[VideoResult], records: Iterable[ClipRecord]) -> Self:
+    def of(cls, results: Sequence[VideoResult], records: Iterable[ClipRecord], stale: int = 0) -> Self:
         """The sum of all videos, whichever run did them."""
         dropped = [one for result in results for one in result.dropped]
         records = list(records)
@@ -45,6 +48,7 @@ class PrepareReport:
             kept_hours=sum(record.num_frames / record.fps for record in records) / 3600,
             dropped=dict(Counter(one.reason for one in dropped).most_common()),
             core_hours=sum(result.cpu_seconds for result in results) / 3600,
+            stale=stale,
         )
 
     @property
@@ -69,6 +73,7 @@ class PrepareReport:
             f"{self.videos} videos, {60 * self.source_hours:.1f} minutes of them readable",
             f"kept {self.humans} human and {self.scenes} scene clips, {60 * self.kept_hours:.1f} minutes",
             f"dropped {dropped}",
+            *([f"{self.stale} of the clips {STALE}"] if self.stale else []),
             f"{self.core_hours:.3f} core hours: {self.videos_per_core_hour:.0f} videos an hour and core, "
             f"{3.6e6 * self.core_hours / max(self.frames, 1):.0f} ms a frame",
             f"estimate from that for {PAPER_VIDEOS:,} videos of {PAPER_HOURS} hours, at {self.frame_rate:.1f} frames a "

@@ -109,6 +109,11 @@ def read_result(part: Path) -> VideoResult | None:
     return VideoResult(**{**entry, "dropped": tuple(Dropped(**dropped) for dropped in entry["dropped"])})
 
 
+def is_newer(job: VideoJob) -> bool:
+    """Whether the file of a finished video has been written to since."""
+    return job.path.stat().st_mtime > (job.part / RESULT).stat().st_mtime
+
+
 def _begin(part: Path) -> int:
     """Empties the part. Returns the number of processes that have begun with it and not ended, this one among them."""
     begun = part / BEGUN

@@ -2,6 +2,8 @@
 
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,8 +67,8 @@ def write_puppets(
     """Writes the set as shards with a manifest (see `shards`), whole or not at all.
 
     workers: processes that draw; their number changes no byte. progress: called with the number of clips drawn.
-    Returns the records in order. Raises InputError where `folder` is there already or cannot be written, or for
-    workers below 1.
+    Returns the records in order. Raises InputError where `folder` is there already or cannot be written, for
+    workers below 1, or where one of them was killed.
     """
     if workers < 1:
         raise InputError(f"{workers} workers: at least one must draw")
@@ -75,11 +77,20 @@ def write_puppets(
         clips = map(puppets.clip, indices)
         if workers > 1:
             # Not forked: the encoder's threads would not survive it.
-            pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(workers))
-            clips = pool.imap(puppets.clip, indices, chunksize=4)
+            pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+            stack.callback(pool.shutdown, cancel_futures=True)
+            clips = _whole(pool.map(puppets.clip, indices, chunksize=4))
         records = tuple(write_packed(_counted(clips, progress), draft))
         write_manifest(draft, records)
     return records
+
+
+def _whole(clips: Iterable[PackedClip]) -> Iterator[PackedClip]:
+    """The clips of processes, or an InputError where one of these was killed, as by a machine without memory."""
+    try:
+        yield from clips
+    except BrokenProcessPool as error:
+        raise InputError("a process that draws was killed (no memory?); give fewer --workers") from error
 
 
 def _counted(clips: Iterable[PackedClip], progress: Callable[[int], None] | None) -> Iterator[PackedClip]:

@@ -1,13 +1,15 @@
 """The training loop."""
 
+import fcntl
 import math
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -24,6 +26,8 @@ from xdyna_train.sharing import whole
 from xdyna_train.termination import noted_termination, pass_over_first_termination
 from xdyna_train.trainee import frozen_hash
 from xdyna_train.training_run import Run, Sampler, TrainingStopped
+
+LOCK = ".lock"  # in the folder of a run, held by the one that is at work
 
 
 def fit(
@@ -48,7 +52,8 @@ def fit(
             raises is printed, not raised.
 
     Raises:
-        InputError: a number does not fit, clips cannot be read, the disk is full, `out` holds another run.
+        InputError: a number does not fit, clips cannot be read, the disk is full, `out` holds another run, or
+            one is at work there.
         TrainingStopped: a loss or gradient that is not a number, frozen weights that changed, or SIGTERM, which ends a
             run with a checkpoint of the step it came in.
     """
@@ -57,16 +62,39 @@ def fit(
     if not resume and any((out / name).exists() for name in (METRICS, "checkpoints", "model")):
         raise InputError(f"{out}: holds a training run; resume it with --resume auto, or give another folder")
     accelerator.wait_for_everyone()  # all have looked before one writes
-    run = Run(pipeline, source, config, out, seed, accelerator, sampler)
-    start = run.restore() if resume else 0
-    done = 0
-    with run.journal(start), attention_for(accelerator.device), noted_termination() as run.termination:
-        for index, stage in enumerate(config.stages):
-            first = max(0, start - done)
-            if first < stage.steps:
-                _Stage(run, index, done).train(range(first, stage.steps))
-            done += stage.steps
-    run.finish()
+    with _claimed(out, accelerator):
+        run = Run(pipeline, source, config, out, seed, accelerator, sampler)
+        start = run.restore() if resume else 0
+        done = 0
+        with run.journal(start), attention_for(accelerator.device), noted_termination() as run.termination:
+            for index, stage in enumerate(config.stages):
+                first = max(0, start - done)
+                if first < stage.steps:
+                    _Stage(run, index, done).train(range(first, stage.steps))
+                done += stage.steps
+        run.finish()
+
+
+@contextmanager
+def _claimed(out: Path, accelerator: Accelerator) -> Iterator[None]:
+    """The folder for this run alone: a run that is started again may find the one before still ending. Raises
+    InputError in every process where another run holds it."""
+    refusal = None
+    with ExitStack() as held:
+        if accelerator.is_main_process:
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+                lock = held.enter_context((out / LOCK).open("w"))
+                # Not `flock`, which a loader's processes would inherit and hold on to after this one is killed.
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):  # POSIX leaves it open which
+                refusal = f"{out}: another run is at work there; wait for it, or give another folder"
+            except OSError as error:
+                refusal = f"{out}: cannot be locked for this run ({(error.strerror or str(error)).lower()})"
+        for said in gather_object([refusal]):
+            if said is not None:
+                raise InputError(said)
+        yield
 
 
 def check(config: Config, processes: int) -> None:

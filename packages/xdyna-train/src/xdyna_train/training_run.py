@@ -48,6 +48,19 @@ class TrainingStopped(RuntimeError):
     """Training cannot go on; the message says why, and where what is needed to look into it was saved."""
 
 
+def set_prediction(pipeline: XDynaPipeline, config: Config) -> None:
+    """What the denoiser says is what the run asks for, else what the model's did. Raises InputError where no picture
+    could be made of that."""
+    scheduler = pipeline.scheduler
+    if config.prediction is not None:
+        scheduler.register_to_config(prediction_type=config.prediction)
+    if scheduler.config["prediction_type"] == "epsilon" and scheduler.alphas_cumprod[-1] < 1e-6:
+        raise InputError(
+            "prediction epsilon: at the last of this model's timesteps there is nothing but noise, in which no picture "
+            "can be found by it; take v_prediction or sample"
+        )
+
+
 class Run:
     """What a run holds while it lasts. The arguments are those of `train.fit`, and where it runs."""
 
@@ -72,8 +85,7 @@ class Run:
             for net in (pipeline.unet, pipeline.controlnet, pipeline.controlnet_face):
                 net.enable_gradient_checkpointing()
         pipeline.register_to_config(shared_noise=config.shared_noise)
-        if config.prediction is not None:
-            pipeline.scheduler.register_to_config(prediction_type=config.prediction)
+        set_prediction(pipeline, config)
         self.encoders = Encoders(pipeline)
         self.nets = nn.ModuleList([self.trainee, pipeline.vae, pipeline.text_encoder, pipeline.image_encoder])
         self.data = FusionDataset(source, config, seed, self.encoders.preprocess)
