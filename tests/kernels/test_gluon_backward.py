@@ -14,7 +14,8 @@ from xdyna_kernels import gluon_backward, gluon_keys_kernel, gluon_queries_kerne
 from xdyna_kernels.triton_forward import readable
 
 sys.path.insert(0, str(Path(__file__).parent))
-from gluon_on_cpu import ANY, STUCK, TOO_EARLY, TOO_LATE, UNFINISHED, KernelError, OnCPU, edited_kernel
+from gluon_on_cpu import OnCPU, edited_kernel
+from gluon_program import ANY, STUCK, TOO_EARLY, TOO_LATE, UNFINISHED, KernelError
 
 DTYPES = [torch.float16, torch.bfloat16]
 OWN, REF = ("k", "v"), ("k_ref", "v_ref")

@@ -12,7 +12,8 @@ pytest.importorskip("triton")
 from xdyna_kernels import gluon_forward, gluon_kernel
 
 sys.path.insert(0, str(Path(__file__).parent))
-from gluon_on_cpu import ANY, STUCK, TOO_EARLY, TOO_LATE, UNFINISHED, KernelError, OnCPU, edited_kernel
+from gluon_on_cpu import OnCPU, edited_kernel
+from gluon_program import ANY, STUCK, TOO_EARLY, TOO_LATE, UNFINISHED, KernelError
 
 DTYPES = [torch.float16, torch.bfloat16]
 

@@ -12,7 +12,8 @@ pytest.importorskip("triton")
 from xdyna_kernels import gluon_forward, gluon_projection, gluon_projection_kernel, gluon_tiles, triton_operator
 
 sys.path.insert(0, str(Path(__file__).parent))
-from gluon_on_cpu import ANY, STUCK, TOO_EARLY, KernelError, OnCPU, edited_kernel
+from gluon_on_cpu import OnCPU, edited_kernel
+from gluon_program import ANY, STUCK, TOO_EARLY, KernelError
 
 DTYPES = [torch.float16, torch.bfloat16]
 TILES = {"one part": gluon_tiles.Projection(64, 32, 64, 2), "two parts": gluon_tiles.Projection(64, 48, 64, 3)}

@@ -13,7 +13,8 @@ from xdyna_kernels.triton_forward import readable
 
 sys.path.insert(0, str(Path(__file__).parent))
 import test_gluon_backward
-from gluon_on_cpu import ANY, STUCK, TOO_EARLY, UNFINISHED, KernelError, edited_kernel
+from gluon_on_cpu import edited_kernel
+from gluon_program import ANY, STUCK, TOO_EARLY, UNFINISHED, KernelError
 from test_gluon_backward import DTYPES, beyond, forward, inputs
 
 BOTH = ("q", "q_ref")

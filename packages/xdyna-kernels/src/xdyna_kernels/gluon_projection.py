@@ -12,7 +12,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from . import gluon_forward
 from .gluon_projection_kernel import project_kernel
-from .gluon_tiles import PROJECTION, PROJECTION_REGISTERS, Projection
+from .gluon_tiles import PROJECTION, REGISTERS, Projection
 from .triton_projection import dense
 
 # Of a block in shared memory, whose rows are 128 bytes.
@@ -29,7 +29,7 @@ def projection_tile(channels: int) -> Projection:
 def project_constants(tile: Projection) -> dict[str, int]:
     """The compile-time arguments of `project_kernel`."""
     C0 = 1 << (tile.columns.bit_length() - 1)
-    registers, producer = PROJECTION_REGISTERS
+    registers, producer = REGISTERS[tile.warpgroups]
     sizes = {"ROWS": tile.rows, "C0": C0, "C1": tile.columns - C0, "DEPTH": tile.depth, "STAGES": tile.stages}
     return sizes | {"REGISTERS": registers, "PRODUCER_REGISTERS": producer}
 

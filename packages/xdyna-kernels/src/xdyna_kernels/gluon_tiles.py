@@ -60,4 +60,3 @@ PROJECTION = {
     640: Projection(128, 128, 64, 6),
     1280: Projection(128, 128, 64, 6),
 }
-PROJECTION_REGISTERS = REGISTERS[2]

@@ -1,0 +1,115 @@
+"""The Triton backward as a part of autograd: on a GPU, or in the interpreter (see test_triton_backend.py)."""
+
+import functools
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+from xdyna_kernels import reference_attention
+
+if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("test_triton_backend.py runs these in Triton's interpreter", allow_module_level=True)
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_triton_gradients import DEVICE, NAMES, _poisoned, gradients, inputs
+
+assert _poisoned  # a fixture of this module, too
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
+
+
+@pytest.mark.parametrize("backward", ["triton", "recompute"])
+def test_autocast_around_the_backward_changes_nothing(backward):
+    found = []
+    for enabled in (False, True):
+        leaves = [x.requires_grad_() for x in inputs().values()]
+        loss = reference_attention(*leaves, backend="triton", backward=backward).square().sum()
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=enabled):
+            found.append(torch.autograd.grad(loss, leaves))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backward", ["triton", "recompute"])
+def test_under_gradient_checkpointing(backward):
+    """Which computes the forward again, and hands out what was saved once."""
+    leaves = [t.requires_grad_() for t in inputs().values()]
+    call = functools.partial(reference_attention, backend="triton", backward=backward)
+    again: Any = checkpoint(call, *leaves, use_reentrant=False)
+    plain, found = (torch.autograd.grad(out.square().sum(), leaves) for out in (call(*leaves), again))
+    torch.testing.assert_close(found, plain, rtol=0, atol=0)
+
+
+# PyTorch's own rules for them are scripts.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_forward_mode_derivatives_are_refused_and_not_dropped():
+    """An operator has no rule for them: without a word they would be zero."""
+    tensors = inputs()
+    call = functools.partial(reference_attention, backend="triton")
+    tangents = tuple(torch.ones_like(x) for x in tensors.values())
+    with pytest.raises(ValueError, match="backend 'triton' has no forward-mode derivatives; backend='eager' has"):
+        torch.func.jvp(call, tuple(tensors.values()), tangents)
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(x, dx) for x, dx in zip(tensors.values(), tangents, strict=True)]
+        with pytest.raises(ValueError, match="no forward-mode derivatives"):
+            call(*duals)
+        found = forward_ad.unpack_dual(reference_attention(*duals, backend="eager")).tangent
+    assert found is not None
+    assert found.abs().max() > 1
+
+
+def test_no_two_derivatives_share_memory():
+    """Or what is done to all in place, such as scaling them, is done to one twice."""
+    found = gradients(inputs(), backend="triton", backward="triton")
+    assert len({x.untyped_storage().data_ptr() for x in found.values()}) == len(NAMES)
+
+
+@pytest.mark.parametrize("backward", ["triton", "recompute"])
+def test_second_derivatives_are_those_of_sdpa(backward):
+    """Also where the reference is a view of the keys, so that they count once by each of the two ways."""
+    results = []
+    for options in ({"backend": "eager"}, {"backend": "triton", "backward": backward}):
+        q, k, v, q_ref, _, _, *rest = (t.requires_grad_() for t in inputs(D=16).values())
+        with sdpa_kernel(SDPBackend.MATH):
+            out = reference_attention(q, k, v, q_ref, k[:, 0], v[:, 0], *rest, **options)
+            first = torch.autograd.grad(out.square().sum(), [q, k, v, q_ref, *rest], create_graph=True)
+            second = torch.autograd.grad(sum(x.square().sum() for x in first[:4]), [q, k, v, q_ref])
+        results.append([*first, *second])
+    for found, exact in zip(*reversed(results), strict=True):
+        assert (found - exact).norm() < 2e-6 * max(exact.norm(), exact.numel() ** 0.5)
+
+
+@pytest.mark.parametrize("backward", ["triton", "recompute"])
+def test_what_is_kept_for_the_backward(backward):
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(tuple(x.shape)), lambda x: x):
+        leaves = [t.requires_grad_() for t in inputs().values()]
+        reference_attention(*leaves, backend="triton", backward=backward)
+    beside = [(2, 5, 32), (2, 4, 5)]  # both, lse
+    assert kept == [tuple(t.shape) for t in leaves] + (beside if backward == "triton" else [])
+
+
+@pytest.mark.parametrize("backward", ["triton", "recompute"])
+def test_operator_registration(backward):
+    tensors = [t.requires_grad_() for t in inputs(F=1, H=1).values()]
+    operator = torch.ops.xdyna.reference_attention_triton.default
+    report = torch.library.opcheck(operator, (*tensors[:7], None, *tensors[8:], backward))
+    assert set(report.values()) == {"SUCCESS"}
+
+
+class Module(torch.nn.Module):
+    def forward(self, *tensors):
+        return reference_attention(*tensors, backend="triton", backward="triton")
+
+
+def test_compile():
+    tensors = [t.requires_grad_() for t in inputs().values()]
+    compiled = torch.compile(Module(), fullgraph=True, backend="aot_eager")
+    found, plain = compiled(*tensors), reference_attention(*tensors, backend="eager")
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
+    of_each = [torch.autograd.grad(out.square().sum(), tensors) for out in (found, plain)]
+    torch.testing.assert_close(*of_each, rtol=1e-4, atol=1e-3)
