@@ -108,9 +108,10 @@ def test_an_index_that_names_no_class(folder, name, entry):
         load_pipeline(folder)
 
 
-def test_sizes_of_nothing_are_refused(folder):
+@pytest.mark.parametrize("size", [{"num_attention_heads": 0}, {"in_channels": -4}])
+def test_sizes_that_are_none_are_refused(folder, size):
     config = json.loads((folder / "unet/config.json").read_text())
-    (folder / "unet/config.json").write_text(json.dumps(config | {"num_attention_heads": 0}))
+    (folder / "unet/config.json").write_text(json.dumps(config | size))
     with pytest.raises(InputError, match="unet: cannot be loaded"):
         load_pipeline(folder)
 

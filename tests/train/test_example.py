@@ -79,3 +79,8 @@ def test_building_writes_all_files(
     monkeypatch.setattr("sys.argv", ["example"])
     with pytest.raises(SystemExit, match="OUT_DIR"):
         example.main()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("sys.argv", ["example", str(tmp_path / "file")])
+    with pytest.raises(SystemExit, match="2"):
+        example.main()
+    assert capsys.readouterr().err == f"example: error: {tmp_path / 'file'}: file exists\n"

@@ -149,6 +149,16 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert error.count("\n") == 1
 
 
+def test_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(fit_command, "run", fail)
+    with pytest.raises(SystemExit, match="2"):
+        main(["fit", "--preset", "smoke", "--out", str(tmp_path)])
+    assert capsys.readouterr().err.startswith("xdyna-train: error: out of memory; fit with a larger --accumulate")
+
+
 def test_a_file_is_no_place_for_a_run(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "below"):

@@ -8,8 +8,8 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from xdyna_model.errors import InputError
 from xdyna_model.job import Job, check_job
+from xdyna_model.refusals import refusing
 
 app = typer.Typer(
     help="Animate a photo of a person with the motion of a video.",
@@ -17,24 +17,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-OUT_OF_MEMORY = "out of memory; lower --width and --height, or --frames, or use --dtype bf16 or fp16"
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run `xdyna` with argv, or the process's arguments, and exit: 0 done, 2 bad input (one line on stderr says
     what), 130 interrupted. Any other failure is a defect here and raises."""
-    try:
+    with refusing("xdyna", "lower --width and --height, or --frames, or use --dtype bf16 or fp16"):
         app(args=argv, prog_name="xdyna")
-    except InputError as error:
-        _refuse(str(error))
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        _refuse(OUT_OF_MEMORY)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        _refuse(f"{error.filename}: {(error.strerror or str(error)).lower()}")
     raise AssertionError("typer exits by itself")
 
 
@@ -103,20 +92,6 @@ def convert(
 
     model_folder.convert(sd15, unet, pose, face, image_encoder, ip_adapter, out)
     typer.echo(f"Wrote {out}; use it with: xdyna animate --model {out}")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for the ways in which Python, NumPy and PyTorch say that memory ran out."""
-    torch = sys.modules.get("torch")
-    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
-        return True
-    text = str(error)
-    return any(sign in text for sign in ("can't allocate memory", "not enough memory", "ALLOC_FAILED"))
-
-
-def _refuse(message: str) -> NoReturn:
-    print(f"xdyna: error: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(2)
 
 
 def quiet() -> None:

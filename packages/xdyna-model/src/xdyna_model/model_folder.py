@@ -27,6 +27,7 @@ from xdyna_model.outputs import staged_folder
 from xdyna_model.pipeline import XDynaPipeline
 from xdyna_model.pixel_codec import PixelCodec
 from xdyna_model.positional_unet import PositionalUNet
+from xdyna_model.refusals import is_out_of_memory
 from xdyna_model.sampling import released_scheduler
 from xdyna_model.unet import XDynaUNet
 
@@ -208,7 +209,9 @@ def load_component(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) 
         options |= {"torch_dtype": dtype}
     try:
         module, report = kind.from_pretrained(folder, **options)
-    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"{folder}: cannot be loaded: {_first_line(error)}") from error
     problems = [f"{what} {_named(report[key])}" for what, key in _REPORTS.items() if report[key]]
     if problems:

@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 from xdyna_model.errors import InputError
+from xdyna_model.refusals import refusing
 
 from xdyna_train.config import PRESETS
 
@@ -25,20 +26,9 @@ _CLIPS_PER_WORKER = 64
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run `xdyna-train` with argv, or the process's arguments, and exit: 0 done, 1 a bar of the evaluation is missed,
     2 bad input (one line on stderr says what), 130 interrupted. Any other failure is a defect here and raises."""
-    try:
+    with refusing("xdyna-train", "fit with a larger --accumulate or a smaller --batch, evaluate with --device cpu"):
         app(args=argv, prog_name="xdyna-train")
-    except InputError as error:
-        _refuse(str(error))
-    except OSError as error:
-        if error.filename is None:
-            raise
-        _refuse(f"{error.filename}: {(error.strerror or str(error)).lower()}")
     raise AssertionError("typer exits by itself")
-
-
-def _refuse(message: str) -> NoReturn:
-    print(f"xdyna-train: error: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(2) from None
 
 
 @app.callback()

@@ -15,6 +15,7 @@ from xdyna_model.driving import MAPS
 from xdyna_model.face_map import draw_face
 from xdyna_model.outputs import staged
 from xdyna_model.pose_map import draw_pose
+from xdyna_model.refusals import refusing
 from xdyna_model.video import encode_video
 
 from xdyna_train.puppets import Identity, Motion, PuppetFrame, Scene, render_clip, render_frame
@@ -83,7 +84,9 @@ def main() -> None:
     """Writes the example into the folder that is the only argument."""
     if len(sys.argv) != 2:
         sys.exit("usage: python -m xdyna_train.example OUT_DIR")
-    for path in build(Path(sys.argv[1])):
+    with refusing("example"):
+        paths = build(Path(sys.argv[1]))
+    for path in paths:
         print(f"{path} {path.stat().st_size / 1024:.0f} KiB")
 
 

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import torch
-from xdyna_model.errors import InputError
+from xdyna_model.cli import quiet
 from xdyna_model.model_folder import load_pipeline
 from xdyna_model.outputs import staged_folder
+from xdyna_model.refusals import refusing
 
 
 def publish(model: Path, out: Path) -> int:
@@ -18,7 +19,7 @@ def publish(model: Path, out: Path) -> int:
 
     Raises InputError: `model` cannot be loaded, or `out` is there already.
     """
-    pipeline = load_pipeline(model).to(dtype=torch.float16)
+    pipeline = load_pipeline(model, torch.float16)
     with staged_folder(out) as draft:
         pipeline.save_pretrained(draft)
         for path in draft.rglob("*.json"):
@@ -32,10 +33,9 @@ def main() -> None:
     """The model's folder and the folder to write are the two arguments."""
     if len(sys.argv) != 3:
         sys.exit("usage: python -m xdyna_train.publish MODEL_DIR OUT_DIR")
-    try:
+    quiet()
+    with refusing("publish"):
         size = publish(Path(sys.argv[1]), Path(sys.argv[2]))
-    except InputError as error:
-        sys.exit(str(error))
     print(f"{sys.argv[2]} {size / 2**20:.1f} MiB")
 
 
