@@ -12,6 +12,7 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from xdyna_model.errors import InputError
 from xdyna_model.model_folder import load_pipeline
+from xdyna_model.pipeline import XDynaPipeline
 from xdyna_model.tiny import tiny_pipeline
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -144,7 +145,7 @@ def test_hub_id_brings_no_code(tiny_folder, monkeypatch, capsys):
     """Of the files there none is asked for that could run."""
     asked = []
 
-    def download(name, allow_patterns):
+    def download(name, allow_patterns, **_):
         asked.append(name)
         files = {str(path.relative_to(tiny_folder)) for path in tiny_folder.rglob("*") if path.is_file()}
         others = {"image_projection/xdyna_model.image_tokens.py", "pipeline.py", "unet/diffusion_pytorch_model.bin"}
@@ -154,6 +155,14 @@ def test_hub_id_brings_no_code(tiny_folder, monkeypatch, capsys):
     monkeypatch.setattr("xdyna_model.hub.snapshot_download", download)
     load_pipeline("owner/name")
     assert asked == ["owner/name"]
+
+
+def test_the_pipeline_itself_takes_a_hub_id(tiny_folder, monkeypatch):
+    asked = {}
+    monkeypatch.setattr("xdyna_model.hub.snapshot_download", lambda name, **how: asked.update(how) or str(tiny_folder))
+    loaded = XDynaPipeline.from_pretrained("owner/name", revision="v2", token="secret")
+    assert torch.equal(loaded.unet.conv_in.weight, tiny_pipeline().unet.conv_in.weight)
+    assert (asked["revision"], asked["token"], asked["local_files_only"]) == ("v2", "secret", False)
 
 
 def test_code_in_a_folder_does_not_run(folder, capsys):

@@ -10,13 +10,32 @@ from xdyna_model.errors import InputError
 _FILES = ["*.json", "*.txt", "*.safetensors"]  # configurations, words and weights: no code and no pickles
 
 
-def download(name: str) -> Path:
+def download(
+    name: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    force_download: bool = False,
+    local_files_only: bool | None = False,
+) -> Path:
     """A model's folder in the hub's cache, brought there or up to date where the hub can be asked.
 
-    name: "owner/name". Raises InputError: there is no such model, or the hub cannot be asked and no copy is here.
+    name: "owner/name". The keywords are those of the hub's client. Raises InputError: there is no such model, or the
+    hub cannot be asked and no copy is here.
     """
     try:
-        return Path(snapshot_download(name, allow_patterns=_FILES))
+        return Path(
+            snapshot_download(
+                name,
+                allow_patterns=_FILES,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=bool(local_files_only),
+            )
+        )
     except RepositoryNotFoundError as error:
         reason = "the hub has no such model, or not for you; check the name, or log in"
         raise InputError(f"{name}: no such folder, and {reason}") from error

@@ -1,7 +1,9 @@
 """XDynaPipeline: a reference picture and the conditions of a driving video in, frames out."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer, CL
 
 from xdyna_model.conditions import Conditions
 from xdyna_model.denoising import Denoising
+from xdyna_model.hub import download
 from xdyna_model.image_tokens import ImageProjection
 from xdyna_model.pixel_codec import PixelCodec
 from xdyna_model.positional_unet import (
@@ -84,6 +87,15 @@ class XDynaPipeline(Denoising):
             else 2 ** (len(vae.config["block_out_channels"]) - 1)
         )
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
+        """Folder in the hub's cache of a model with the id "owner/name", as `from_pretrained` asks for it; of
+        diffusers' keywords for where and how, those of `hub.download`. diffusers' own wants code of this package's
+        parts from the hub; this brings none. Raises what `hub.download` does.
+        """
+        asked = inspect.signature(download).parameters.keys() & kwargs.keys()
+        return str(download(pretrained_model_name, **{name: kwargs[name] for name in asked}))
 
     @property
     def default_height(self) -> int:
