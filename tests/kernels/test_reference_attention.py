@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from xdyna_kernels import BACKENDS, reference_attention
 
-NAMES = ("q", "k", "v", "q_ref", "k_ref", "v_ref", "w_out", "b_out", "w_ref", "b_ref", "residual")
+sys.path.insert(0, str(Path(__file__).parent))
+import invariants
+from invariants import NAMES
 
 
 def inputs(B=2, F=3, N=5, H=2, D=8, M=7, C=12, dtype=torch.float64, seed=0, grad=False):
@@ -80,32 +84,9 @@ def test_half_precision_is_as_good_as_eager(backend, dtype):
     assert error <= 2 * plain
 
 
-def test_zero_reference_weights_give_self_attention(backend):
-    q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual = inputs()
-    off = reference_attention(
-        q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref * 0, b_ref * 0, residual, backend=backend
-    )
-    heads = (x.flatten(0, 1).transpose(1, 2) for x in (q, k, v))
-    own = torch.nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).reshape(2, 3, 5, -1)
-    torch.testing.assert_close(off, own @ w_out.mT + b_out + residual)
-
-
-def test_frames_are_independent(backend):
-    tensors = inputs(F=4)
-    order = torch.tensor([0, 3, 1, 2])
-    permuted = [
-        t[:, order] if n in {"q", "k", "v", "q_ref", "residual"} else t for n, t in zip(NAMES, tensors, strict=True)
-    ]
-    out = reference_attention(*tensors, backend=backend)
-    torch.testing.assert_close(reference_attention(*permuted, backend=backend), out[:, order])
-
-
-def test_batch_can_be_split(backend):
-    tensors = inputs(B=3)
-    out = reference_attention(*tensors, backend=backend)
-    for b in range(3):
-        single = [t if n.startswith(("w_", "b_")) else t[b : b + 1] for n, t in zip(NAMES, tensors, strict=True)]
-        torch.testing.assert_close(reference_attention(*single, backend=backend), out[b : b + 1])
+@pytest.mark.parametrize("holds", invariants.ALL)
+def test_invariants(backend, holds):
+    holds(partial(reference_attention, backend=backend), inputs(B=3, F=4))
 
 
 def test_views_of_one_packed_projection(backend):
@@ -209,6 +190,24 @@ def test_what_does_not_fit_is_named(name, change, message, compiled):
     call = torch.compile(reference_attention, backend="eager") if compiled else reference_attention
     with pytest.raises(ValueError, match=message):
         call(**tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("v_ref", lambda t: t[:, :-2], r"v_ref is \[2, 5, 2, 8\], expected \[2, 7, 2, 8\]"),
+        ("k", lambda t: t[:, :, 1:], "k is"),
+        ("b_out", lambda t: t[1:], r"b_out is \[11\], expected \[12\]"),
+        ("residual", lambda t: t[:1], "residual is"),
+        ("backend", lambda _: "cuda", "backend is 'cuda', expected one of"),
+        ("backward", lambda _: "none", "backward is 'none', of"),
+    ],
+)
+def test_the_operator_checks_by_itself(name, change, message):
+    """Programs call it, too; a kernel would read past what is too short."""
+    given = dict(zip(NAMES, inputs(), strict=True)) | {"backend": "eager", "backward": "recompute"}
+    with pytest.raises(ValueError, match=message):
+        torch.ops.xdyna.reference_attention(**(given | {name: change(given[name])}))
 
 
 def test_unknown_backend():

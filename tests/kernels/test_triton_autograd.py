@@ -89,8 +89,38 @@ def test_what_is_kept_for_the_backward(backward):
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(tuple(x.shape)), lambda x: x):
         leaves = [t.requires_grad_() for t in inputs().values()]
         reference_attention(*leaves, backend="triton", backward=backward)
+    read = [tuple(t.shape) for t, name in zip(leaves, NAMES, strict=True) if name not in ("b_out", "b_ref", "residual")]
     beside = [(2, 5, 32), (2, 4, 5)]  # both, lse
-    assert kept == [tuple(t.shape) for t in leaves] + (beside if backward == "triton" else [])
+    assert kept == read + (beside if backward == "triton" else [])
+
+
+@pytest.mark.parametrize("backend", ["triton", "eager"])
+@pytest.mark.parametrize("backward", ["triton", "recompute"])
+def test_what_goes_in_and_comes_out_may_be_changed_in_place(backend, backward):
+    """The result, and of what is given all that no derivative reads."""
+    tensors = inputs()
+    leaves = [t.requires_grad_() for t in tensors.values()]
+    *attention, w_out, b_out, w_ref, b_ref, residual = leaves
+    added = [b_out * 1, b_ref * 1, residual * 1]
+    out = reference_attention(
+        *attention, w_out, added[0], w_ref, added[1], added[2], backend=backend, backward=backward
+    )
+    for x in (*added, out):
+        x += 1
+    found = torch.autograd.grad(out.square().sum(), leaves)
+    exact = torch.autograd.grad((reference_attention(*leaves, backend="eager") + 1).square().sum(), leaves)
+    torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("wanted", ["b_out", "b_ref", "residual"])
+def test_a_bias_alone_can_be_trained(wanted):
+    tensors = inputs()
+    tensors[wanted].requires_grad_()
+    found, exact = (
+        torch.autograd.grad(reference_attention(*tensors.values(), backend=name).square().sum(), tensors[wanted])
+        for name in ("triton", "eager")
+    )
+    torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("backward", ["triton", "recompute"])
@@ -106,9 +136,11 @@ class Module(torch.nn.Module):
         return reference_attention(*tensors, backend="triton", backward="triton")
 
 
-def test_compile():
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_compile(compiler):
     tensors = [t.requires_grad_() for t in inputs().values()]
-    compiled = torch.compile(Module(), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(Module(), fullgraph=True, backend=compiler)
     found, plain = compiled(*tensors), reference_attention(*tensors, backend="eager")
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
     of_each = [torch.autograd.grad(out.square().sum(), tensors) for out in (found, plain)]

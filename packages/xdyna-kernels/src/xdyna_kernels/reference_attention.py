@@ -7,7 +7,8 @@ For frame f of a clip whose frame 0 is the reference R (X-Dyna, Section 3.2):
 "eager" and "sdpa" are composites of PyTorch operations: autograd, fake tensors, `torch.compile` and `torch.export` see
 what is inside, so they have the derivatives of their parts: "eager" of any order, "sdpa" second ones only where
 PyTorch's attention has them (`sdpa_kernel(SDPBackend.MATH)`). "triton" and "gluon" are an operator of
-their own, with a choice of backward (see triton_operator.py), and without forward-mode derivatives.
+their own, with a choice of backward (see triton_operator.py). They have no forward-mode derivatives, and none by
+`torch.func`; gradients in a batch (`is_grads_batched`) only with the backward "recompute". Each of these raises.
 """
 
 import importlib.util
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 # What PyTorch alone computes, on any device. The others need a GPU (or, "triton", Triton's interpreter).
 BACKENDS = {"eager": reference_attention_eager, "sdpa": reference_attention_sdpa}
 NAMES = (*BACKENDS, "triton", "gluon", "gluon_all")
+TENSORS = ("q", "k", "v", "q_ref", "k_ref", "v_ref", "w_out", "b_out", "w_ref", "b_ref", "residual")
+OPTIONAL = ("b_out", "b_ref", "residual")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 BACKWARDS = ("triton", "gluon", "recompute")  # of the backends that are kernels
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
@@ -42,13 +45,17 @@ torch.library.define(
 @torch.library.impl("xdyna::reference_attention", "CompositeImplicitAutograd")
 def _reference_attention(q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual, backend, backward):
     tensors = (q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual)
+    _check(*tensors)
+    if backend not in NAMES or backward not in BACKWARDS:
+        raise ValueError(f"backend is {backend!r}, expected one of {NAMES}; backward is {backward!r}, of {BACKWARDS}")
     if backend in BACKENDS:
         return BACKENDS[backend](*tensors)
     # An operator without a rule for them would drop them in silence.
     if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
         raise ValueError(f"backend {backend!r} has no forward-mode derivatives; backend='eager' has")
-    if not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)):
-        backward = "recompute"  # which keeps nothing
+    attention_and_weights = (*tensors[:7], w_ref)
+    if not (torch.is_grad_enabled() and any(x.requires_grad for x in attention_and_weights)):
+        backward = "recompute"  # which writes nothing for later: derivatives by biases and residual need nothing
     return triton_operator.forward(*tensors, backward, backend)[0]
 
 
@@ -155,11 +162,13 @@ def _why_not_triton(q: Tensor, interpreted: bool) -> str | None:
     if q.dtype not in tiles.DTYPES:
         return f"needs float16, bfloat16 or float32, q is {q.dtype}"
     if D % 8 or D > tiles.MAX_HEAD_DIM:
-        return f"needs heads of a multiple of 8 channels up to {tiles.MAX_HEAD_DIM}, q is {list(q.shape)}"
+        return f"needs heads of a multiple of 8 channels up to {tiles.MAX_HEAD_DIM}, q has {D}"
     if interpreted:
         return None
     if q.device.type != "cuda" or torch.version.hip:
         return f"needs an NVIDIA GPU, q is on {q.device}"
+    if not torch.cuda.is_available():  # q is one of `torch.export`'s or `FakeTensorMode`'s, of a GPU elsewhere
+        return "needs an NVIDIA GPU, and finds none to read the compute capability of"
     capability = torch.cuda.get_device_capability(q.device)
     return None if capability in tiles.CHIPS else f"has no tiles for compute capability {capability}"
 
@@ -168,7 +177,7 @@ def _why_not_gluon(q: Tensor) -> str | None:
     if q.dtype not in gluon_tiles.DTYPES:
         return f"needs float16 or bfloat16, q is {q.dtype}"
     if q.shape[-1] not in gluon_tiles.TILES:
-        return f"needs heads of 40, 80 or 160 channels, q is {list(q.shape)}"
+        return f"needs heads of 40, 80 or 160 channels, q has {q.shape[-1]}"
     return _why_not_hopper(q)
 
 
@@ -192,13 +201,16 @@ def _check(
     b_ref: Tensor | None,
     residual: Tensor | None,
 ) -> None:
-    given = {"q": q, "k": k, "v": v, "q_ref": q_ref, "k_ref": k_ref, "v_ref": v_ref, "w_out": w_out, "w_ref": w_ref}
-    optional = {"b_out": b_out, "b_ref": b_ref, "residual": residual}
-    for name, value in (given | {name: x for name, x in optional.items() if x is not None}).items():
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{name} is {'None' if value is None else type(value).__name__}, expected a tensor")
-        if value.is_nested or value.layout != torch.strided:
-            raise ValueError(f"{name} is {'nested' if value.is_nested else value.layout}, expected a dense tensor")
+    """Raises ValueError for tensors that do not fit each other. Called once by the function, before anything is chosen
+    by them, and once by the operator, which programs may call by themselves."""
+    given = (q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual)
+    for name, x in zip(TENSORS, given, strict=True):
+        if x is None and name in OPTIONAL:
+            continue
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{name} is {'None' if x is None else type(x).__name__}, expected a tensor")
+        if x.is_nested or x.layout != torch.strided:
+            raise ValueError(f"{name} is {'nested' if x.is_nested else x.layout}, expected a dense tensor")
     if q.ndim != 5 or q.dtype not in DTYPES or 0 in q.shape:
         raise ValueError(f"q is {list(q.shape)} {q.dtype}, expected a non-empty floating [B, F, N, H, D]")
     if k_ref.ndim != 4 or 0 in k_ref.shape:
@@ -207,22 +219,13 @@ def _check(
         raise ValueError(f"w_out is {list(w_out.shape)}, expected a non-empty [C, H*D]")
     B, F, N, H, D = q.shape
     M, C = k_ref.shape[1], w_out.shape[0]
-    for name, tensor, shape in (
-        ("q", q, (B, F, N, H, D)),
-        ("k", k, (B, F, N, H, D)),
-        ("v", v, (B, F, N, H, D)),
-        ("q_ref", q_ref, (B, F, N, H, D)),
-        ("k_ref", k_ref, (B, M, H, D)),
-        ("v_ref", v_ref, (B, M, H, D)),
-        ("w_out", w_out, (C, H * D)),
-        ("b_out", b_out, (C,)),
-        ("w_ref", w_ref, (C, H * D)),
-        ("b_ref", b_ref, (C,)),
-        ("residual", residual, (B, F, N, C)),
-    ):
-        if tensor is None:
+    queries, keys, weight = (B, F, N, H, D), (B, M, H, D), (C, H * D)
+    shapes = (queries, queries, queries, queries, keys, keys, weight, (C,), weight, (C,), (B, F, N, C))
+    dtype, device = q.dtype, q.device
+    for name, x, shape in zip(TENSORS, given, shapes, strict=True):
+        if x is None:
             continue
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} is {list(tensor.shape)}, expected {list(shape)} beside q {list(q.shape)}")
-        if tensor.dtype != q.dtype or tensor.device != q.device:
-            raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, q is {q.dtype} on {q.device}")
+        if x.shape != shape:
+            raise ValueError(f"{name} is {list(x.shape)}, expected {list(shape)} beside q {list(q.shape)}")
+        if x.dtype != dtype or x.device != device:
+            raise ValueError(f"{name} is {x.dtype} on {x.device}, q is {dtype} on {device}")
