@@ -79,16 +79,16 @@ def read(path: Path) -> tuple[str, dict[Key, Row]]:
         raise UnusableError(f"{path}: not a record of bench/attn.py ({type(error).__name__}: {error})") from error
     if len(rows) != len(record["rows"]):
         raise UnusableError(f"{path}: some rows are there twice")
-    if not any(row.figure for row in rows.values()):
+    if not any(row.figure or row.failed for row in rows.values()):
         raise UnusableError(f"{path}: no row of it was timed")
     return device, rows
 
 
 def ratios(path: Path, rows: dict[Key, Row], backend: str) -> dict[Key, Row]:
-    """The rows as multiples of the row of `backend` beside them, which is left out.
+    """The rows as multiples of the row of `backend` beside them, which is left out, unless it failed parity.
 
     Raises:
-        UnusableError: a timed row has no timed row of `backend` beside it.
+        UnusableError: a timed row has no row of `backend` beside it that was timed or failed.
     """
     result = {}
     for key, row in rows.items():
@@ -99,6 +99,8 @@ def ratios(path: Path, rows: dict[Key, Row], backend: str) -> dict[Key, Row]:
         unit = rows.get((*key[:-1], backend))
         if row.figure is None or row.failed:
             result[key] = row
+        elif unit is not None and unit.failed:
+            result[key] = Row(False, f"{backend} failed parity", None, [])
         elif unit is None or unit.figure is None:
             raise UnusableError(f"{path}: no time of {backend} beside {' '.join(key)}")
         else:

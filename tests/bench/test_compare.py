@@ -115,8 +115,16 @@ def test_missing_and_wrong_rows_fail(run, how, arguments):
 
 def test_parity_failures_of_the_unit_and_of_new_rows_fail(run):
     head = record(0)
-    head["rows"][2] |= {"status": "FAIL"}
-    assert run(record(0), head, "--ratio-to", "eager")[0] == 1
+    head["rows"][2] |= {"status": "FAIL", "ms": None}  # of "released"
+    code, text = run(record(0), head, "--ratio-to", "released")
+    assert code == 1
+    assert text.count("PARITY FAILED") == 1
+    assert text.count("MISSING released failed parity") == len(TIMES) - 1
+    for row in head["rows"]:
+        row |= {"status": "FAIL", "ms": None}
+    code, text = run(record(0), head)
+    assert code == 1
+    assert text.count("PARITY FAILED") == len(head["rows"])
     head = record(0)
     head["rows"].append(head["rows"][0] | {"backend": "triton", "status": "FAIL", "ms": None})
     assert run(record(0), head)[0] == 1
