@@ -1,5 +1,6 @@
 """The Triton kernels compiled for chips that are not here, and held to limits: see xdyna_kernels.ahead_of_time."""
 
+import ast
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,21 +8,25 @@ import pytest
 
 pytest.importorskip("triton")
 
-from xdyna_kernels import tiles
+import triton
+from xdyna_kernels import tiles, triton_backward_kernels, triton_forward, triton_projection
 from xdyna_kernels.ahead_of_time import (
     attention_case,
     backward_case,
     compile_cases,
     delta_case,
+    digest,
     faults,
     projection_case,
+    read_digest,
     read_golden,
     table_cases,
 )
 
-GOLDEN = read_golden(Path(__file__).parent / "golden" / "compile.json")
-# bench/compile_report.py holds the whole table; here every tile of Hopper's forward in half precision, and a sample of
-# the rest.
+RECORD = Path(__file__).parent / "golden" / "compile.json"
+GOLDEN = read_golden(RECORD)
+# bench/compile_report.py compiles the whole table, and must have since anything of it changed. Here every tile of
+# Hopper's forward in half precision, and a sample of the rest.
 SAMPLE = [attention_case("sm_90", "half", D, even) for D in (40, 80, 160) for even in (True, False)]
 SAMPLE += [attention_case("sm_90", "half", 256, even=False)]
 SAMPLE += [projection_case("sm_90", "half", 320, even=True), projection_case("sm_90", "half", 72, even=False)]
@@ -53,6 +58,21 @@ def test_every_tile_is_recorded_without_a_fault():
     cases = {case.name: case for case in table_cases()}
     assert list(cases) == list(GOLDEN)
     assert {name: faults(cases[name], found, found) for name, found in GOLDEN.items()} == {name: [] for name in GOLDEN}
+
+
+def test_the_record_is_of_these_kernels():
+    assert read_digest(RECORD) == digest(), "the kernels, tiles or Triton changed: run bench/compile_report.py --update"
+
+
+@pytest.mark.parametrize("module", [triton_forward, triton_projection, triton_backward_kernels])
+def test_a_change_that_no_sample_shows_needs_a_new_record(module, monkeypatch):
+    """Of a function that kernels call, say."""
+    before = digest()
+    function = next(value for value in vars(module).values() if isinstance(value, triton.JITFunction))
+    changed = function.parse()
+    changed.body[0].body.append(ast.parse("pass").body[0])
+    monkeypatch.setattr(function, "parse", lambda: changed)
+    assert digest() != before
 
 
 def test_compiled_kernels_keep_to_what_is_recorded(compiled):

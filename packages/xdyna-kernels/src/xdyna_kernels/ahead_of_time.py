@@ -4,6 +4,8 @@ A kernel that spills registers or leaves the tensor cores idle runs slowly and s
 memory than its chip has compiles and then cannot launch. So the machine code of every tile is held to limits.
 """
 
+import ast
+import hashlib
 import json
 import multiprocessing
 import re
@@ -19,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from . import tiles
+from . import tiles, triton_backward_kernels, triton_forward, triton_projection
 from .triton_backward import delta_constants
 from .triton_backward_kernels import delta_kernel, keys_kernel, queries_kernel
 from .triton_forward import attend_constants, attend_kernel
@@ -175,6 +177,22 @@ def faults(case: Case, found: Figures, recorded: Figures | None) -> list[str]:
     return wrong
 
 
+def digest() -> str:
+    """Of what the table's machine code is made of: Triton's version, the kernels without their comments and where they
+    stand, and all compile-time arguments. Where it is the recorded one, the recorded figures are those of today."""
+    made_of = [triton.__version__]
+    for module in (triton_forward, triton_projection, triton_backward_kernels):
+        functions = {name: value for name, value in vars(module).items() if isinstance(value, triton.JITFunction)}
+        made_of += [f"{name} {ast.unparse(functions[name].parse())}" for name in sorted(functions)]
+    made_of += [f"{case.name} {sorted(case.constants.items())}" for case in table_cases()]
+    return hashlib.sha256("\n".join(made_of).encode()).hexdigest()
+
+
+def read_digest(path: Path) -> str:
+    """The recorded `digest`."""
+    return json.loads(path.read_text())["digest"]
+
+
 def read_golden(path: Path) -> dict[str, Figures]:
     """Recorded figures by case name."""
     return {name: Figures(**row) for name, row in json.loads(path.read_text())["kernels"].items()}
@@ -183,4 +201,4 @@ def read_golden(path: Path) -> dict[str, Figures]:
 def write_golden(path: Path, figures: dict[str, Figures]) -> None:
     """One line per kernel, so that a changed tile reads as one changed line."""
     rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(asdict(found))}" for name, found in figures.items())
-    path.write_text(f'{{"triton": {json.dumps(triton.__version__)}, "kernels": {{\n{rows}\n}}}}\n')
+    path.write_text(f'{{"triton": "{triton.__version__}", "digest": "{digest()}", "kernels": {{\n{rows}\n}}}}\n')
