@@ -174,10 +174,7 @@ def tuned(plan: Plan, dtype: str | None, save: Callable[[dict], object]) -> int:
     except (tune.TuneError, OSError) as error:
         print(f"--tune: {error}", file=sys.stderr)
         return 1
-    print(
-        f"\nthe tables in {folder} are written. Now record what they compile to: bench/compile_report.py --update and"
-    )
-    print("python -m xdyna_kernels.gluon_ahead_of_time tests/kernels/golden/gluon.json")
+    print(f"\nthe tables in {folder} are written. Now record what they compile to: bench/compile_report.py --update")
     return 0
 
 

@@ -1,17 +1,21 @@
 """What the Triton kernels cost on each chip, compiled without a GPU: registers, spills, shared memory, tensor cores.
 
 uv run bench/compile_report.py                print the figures beside the recorded registers; exit code 1 on a fault
-uv run bench/compile_report.py --update       record the figures in tests/kernels/golden/compile.json, unless at fault
+uv run bench/compile_report.py --update       record the figures in tests/kernels/golden, unless at fault
 uv run bench/compile_report.py --only sm_90   those whose name contains it; there must be one
 
 It says nothing about speed: nothing here is timed.
 """
 
 import argparse
+import multiprocessing
 import re
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
+from xdyna_kernels import gluon_ahead_of_time as gluon
 from xdyna_kernels.ahead_of_time import (
     Case,
     Figures,
@@ -24,6 +28,7 @@ from xdyna_kernels.ahead_of_time import (
 )
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "kernels" / "golden" / "compile.json"
+GLUON = GOLDEN.with_name("gluon.json")
 SUMMARY = r"sm_90 half .*(D=(40|80|160)|C=320) even"  # one chip, the model's sizes; all of it takes minutes
 
 
@@ -38,6 +43,53 @@ def show(cases: list[Case], figures: dict[str, Figures], recorded: dict[str, Fig
         for fault in faults(case, found, before):
             print(f"    FAIL {fault}")
             failed += 1
+    return failed
+
+
+def triton_report(cases: list[Case], update: bool, whole: bool) -> int:
+    """Compiles cases and prints their table; returns the number of faults. `whole`: what is recorded must be there."""
+    recorded = read_golden(GOLDEN) if GOLDEN.exists() else {}
+    figures = dict(zip((case.name for case in cases), compile_cases(cases), strict=True))
+    failed = show(cases, figures, figures if update else recorded)
+    stale = sorted(set(recorded) - set(figures)) if whole and not update else []
+    for name in stale:
+        print(f"{name}\n    FAIL recorded, but no longer in the table: run with --update")
+    if update and not failed:
+        write_golden(GOLDEN, figures)
+    print()
+    return failed + len(stale)
+
+
+def show_gluon(
+    rows: list[tuple[str, int]], figures: list[gluon.Figures], recorded: dict[str, dict[int, gluon.Figures]]
+) -> int:
+    """The same of the Gluon kernels, whose loops are held to an order, too: in the record's or, if it has none, as it
+    must be."""
+    failed = 0
+    print(f"{'kernel':30} {'instructions':>14} {'spills':>6} {'shared':>7} {'products':>8}  order of the loop")
+    for (kernel, size), found in zip(rows, figures, strict=True):
+        before = recorded.get(kernel, {}).get(size)
+        instructions = f"{found.instructions} ({before.instructions if before else '-'})"
+        figure = f"{instructions:>14} {found.spills:6} {found.shared:7} {sum(found.products.values()):8}"
+        print(f"{gluon.name(kernel, size):30} {figure}  {found.order}")
+        wrong = gluon.faults(found, before or replace(found, order=gluon.pipelined(kernel, gluon.TABLES[kernel][size])))
+        for fault in wrong:
+            print(f"    FAIL {fault}")
+            failed += 1
+    return failed
+
+
+def gluon_report(rows: list[tuple[str, int]], update: bool) -> int:
+    """Compiles Gluon kernels, by name and size, and prints their table; returns the number of faults."""
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        loops = list(pool.map(gluon.compile_kernel, *zip(*rows, strict=True)))
+    figures = [max(of_warpgroups, key=lambda loop: loop.instructions) for of_warpgroups in loops]
+    failed = show_gluon(rows, figures, {} if update else gluon.read_golden(GLUON))
+    if update and not failed:
+        by_kernel: dict[str, dict[int, gluon.Figures]] = {kernel: {} for kernel in gluon.TABLES}
+        for (kernel, size), found in zip(rows, figures, strict=True):
+            by_kernel[kernel][size] = found
+        gluon.write_golden(GLUON, by_kernel)
     return failed
 
 
@@ -57,17 +109,13 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--update records the whole table: leave --only out")
 
     cases = [case for case in table_cases() if options.only in case.name]
-    if not cases:
+    rows = [(kernel, size) for kernel, table in gluon.TABLES.items() for size in table]
+    rows = [row for row in rows if options.only in gluon.name(*row)]
+    if not cases and not rows:
         parser.error(f"--only: no kernel's name contains {options.only}")
-    recorded = read_golden(GOLDEN) if GOLDEN.exists() else {}
-    figures = dict(zip((case.name for case in cases), compile_cases(cases), strict=True))
-    failed = show(cases, figures, figures if options.update else recorded)
-    stale = sorted(set(recorded) - set(figures)) if not (options.only or options.update) else []
-    for name in stale:
-        print(f"{name}\n    FAIL recorded, but no longer in the table: run with --update")
-    if options.update and not failed:
-        write_golden(GOLDEN, figures)
-    return 1 if failed or stale else 0
+    failed = triton_report(cases, options.update, whole=not options.only) if cases else 0
+    failed += gluon_report(rows, options.update) if rows else 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -136,6 +136,18 @@ def test_a_fault_of_the_compile_report_fails_the_bench(attn, monkeypatch, capsys
     assert ("FAIL spills" in captured.out) == ("FAIL: " in captured.err) == (code == 1)
 
 
+def test_the_compile_report_holds_gluon_kernels_to_their_record(load, monkeypatch, tmp_path, capsys):
+    pytest.importorskip("triton", reason="nothing can be compiled")
+    report = load("compile_report")
+    assert report.main(["--only", "gluon project C=640"]) == 0
+    assert re.search(r"sm_90 gluon project C=640 +60 \(60\) +0 +\d+ +8  barrier QK wait\(1\)", capsys.readouterr().out)
+    record = tmp_path / "gluon.json"
+    record.write_text(report.GLUON.read_text().replace('"instructions": 60', '"instructions": 50'))
+    monkeypatch.setattr(report, "GLUON", record)
+    assert report.main(["--only", "gluon project C=640"]) == 1
+    assert "FAIL instructions: 60, recorded 50" in capsys.readouterr().out
+
+
 def test_a_compile_report_of_nothing_is_refused(load, capsys):
     pytest.importorskip("triton", reason="nothing can be compiled")
     with pytest.raises(SystemExit, match="2"):

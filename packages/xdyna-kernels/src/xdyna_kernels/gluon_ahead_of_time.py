@@ -3,13 +3,10 @@
 Their speed hangs on an order that the compiler is free to change: a product must still be under way while the
 exponentials run. So besides spills and shared memory, the loop over keys, or queries, is held to its matrix
 instructions and waits.
-
-python -m xdyna_kernels.gluon_ahead_of_time tests/kernels/golden/gluon.json    records the figures
 """
 
 import json
 import re
-import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,6 +97,11 @@ def compile_kernel(
         )
         for loop in _loops(code)
     ]
+
+
+def name(kernel: str, size: int) -> str:
+    """What a row of `TABLES` is called in reports."""
+    return f"sm_90 gluon {kernel} {'C' if kernel == 'project' else 'D'}={size}"
 
 
 def pipelined(kernel: str, tile: Tile | Projection) -> str:
@@ -197,20 +199,15 @@ def faults(found: Figures, recorded: Figures) -> list[str]:
 
 
 def read_golden(path: Path) -> dict[str, dict[int, Figures]]:
-    """Recorded figures by kernel and D, or output channels."""
+    """Recorded figures by kernel and D, or output channels; of the longest of the warpgroups' loops."""
     recorded = json.loads(path.read_text())
     return {kernel: {int(D): Figures(**row) for D, row in recorded[kernel].items()} for kernel in KERNELS}
 
 
-def main(path: Path) -> None:
+def write_golden(path: Path, figures: dict[str, dict[int, Figures]]) -> None:
     """Writes one line for each tile, so that a changed tile reads as one changed line."""
     sections = [f'"triton": "{triton.__version__}"']
-    for kernel, table in TABLES.items():
-        longest = {D: max(compile_kernel(kernel, D), key=lambda loop: loop.instructions) for D in table}
-        rows = ",\n".join(f'  "{D}": {json.dumps(asdict(loop))}' for D, loop in longest.items())
+    for kernel, of_sizes in figures.items():
+        rows = ",\n".join(f'  "{size}": {json.dumps(asdict(found))}' for size, found in of_sizes.items())
         sections.append(f'"{kernel}": {{\n{rows}\n}}')
     path.write_text(f"{{{', '.join(sections)}}}\n")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
