@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +19,9 @@ if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
 from xdyna_kernels import triton_backward, triton_forward  # noqa: E402
 from xdyna_kernels.triton_forward import attend  # noqa: E402
 
-NAMES = ("q", "k", "v", "q_ref", "k_ref", "v_ref", "w_out", "b_out", "w_ref", "b_ref", "residual")
+sys.path.insert(0, str(Path(__file__).parent))
+from invariants import NAMES  # noqa: E402
+
 # Triton 3.6's interpreter does this; numpy 2.3 warns and 2.4 refuses.
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
 DEVICE = "cuda" if ON_GPU else "cpu"

@@ -127,8 +127,10 @@ def _differentiate(ctx, grad, *_):
             of_read = [None] * len(_READ)
         for i, derivative in zip(_READ, of_read, strict=True):
             found[i] = derivative
-        for i in (_B_OUT, _B_REF):  # each in memory of its own: a caller may change one in place
-            found[i] = grad.flatten(0, 2).sum(0) if ctx.needs_input_grad[i] else None  # [C]
+        if biases := [i for i in (_B_OUT, _B_REF) if ctx.needs_input_grad[i]]:
+            sums = grad.flatten(0, 2).sum(0)  # [C]
+            for i in biases:  # each in memory of its own: a caller may change one in place
+                found[i] = sums.clone()
         found[_RESIDUAL] = grad if ctx.needs_input_grad[_RESIDUAL] else None
     return tuple(found)
 
