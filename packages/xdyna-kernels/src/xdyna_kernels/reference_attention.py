@@ -48,6 +48,12 @@ def _reference_attention(q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_re
     _check(*tensors)
     if backend not in NAMES or backward not in BACKWARDS:
         raise ValueError(f"backend is {backend!r}, expected one of {NAMES}; backward is {backward!r}, of {BACKWARDS}")
+    return _compute(*tensors, backend, backward)
+
+
+def _compute(q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual, backend, backward) -> Tensor:
+    """By a backend that can, of tensors that fit."""
+    tensors = (q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual)
     if backend in BACKENDS:
         return BACKENDS[backend](*tensors)
     # An operator without a rule for them would drop them in silence.
@@ -123,9 +129,9 @@ def reference_attention(
     if backward is None:
         proven = backend not in BACKENDS and _proven(q) and tiles.arithmetic(q.dtype) != "tf32"
         backward = backend.removesuffix("_all") if proven else "recompute"
-    return torch.ops.xdyna.reference_attention(
-        q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual, backend, backward
-    )
+    # The operator is for programs; called by it, all that is not the work itself takes the host twice as long.
+    compute = torch.ops.xdyna.reference_attention if torch.compiler.is_compiling() else _compute
+    return compute(q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual, backend, backward)
 
 
 def _fastest(q: Tensor) -> str:
