@@ -9,15 +9,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from typer.main import get_command
 from xdyna_model.conditions import Conditions
 from xdyna_model.errors import InputError
 from xdyna_model.video import read_frames
 from xdyna_train import evaluate as evaluation_module
-from xdyna_train.cli import main
+from xdyna_train.cli import app, main
 from xdyna_train.evaluate import Evaluation, evaluate
 from xdyna_train.evaluation_benchmark import Benchmark
 from xdyna_train.evaluation_cases import MEASURED, Case, draw_case, scene_kind
-from xdyna_train.evaluation_figures import ENERGY, unit
+from xdyna_train.evaluation_figures import ENERGY, FLICKER, unit
 from xdyna_train.evaluation_report import table, write
 from xdyna_train.metrics.motion import apart
 
@@ -126,8 +127,23 @@ def test_the_truth_meets_every_bar(of_truth: Evaluation) -> None:
     assert of_truth.passed
     assert len(of_truth.rows) > 25
     for row in of_truth.rows:
-        assert row.low - 1e-9 <= row.value <= row.high + 1e-9
         assert row.value == pytest.approx(row.truth)
+    told = [row for row in of_truth.rows if np.isfinite(row.low)]
+    assert len(told) > 15
+    assert all(row.low - 1e-9 <= row.value <= row.high + 1e-9 for row in told)
+
+
+def test_a_figure_of_one_case_has_no_interval(of_truth: Evaluation, tmp_path: Path) -> None:
+    """Nobody knows how far it would move with other people; nothing is what the same case over and over shows."""
+    alone = {row.name for row in of_truth.rows if np.isnan(row.low) and np.isnan(row.high)}
+    of_one = {row.name for row in of_truth.rows if " flow " in row.name} | {FLICKER.name, ENERGY.name}
+    assert alone == of_one  # one case of each measured scene
+    lines = [line for line in table(of_truth) if "too few cases" in line]
+    assert len(lines) == len(alone)
+    assert all(line.endswith("pass") for line in lines)
+    write(of_truth, None, tmp_path / "out")
+    figures = json.loads((tmp_path / "out" / "evaluation.json").read_text())["figures"]
+    assert {figure["name"] for figure in figures if figure["low"] is figure["high"] is None} == alone
 
 
 @pytest.mark.parametrize(
@@ -193,6 +209,12 @@ def test_the_kinds_with_figures_of_their_own_come_first() -> None:
     kinds = [scene_kind(index) for index in range(30)]
     assert all(kinds.count(kind) == 6 for kind in MEASURED)
     assert len(set(kinds)) == 9
+
+
+def test_the_help_says_how_many_people_are_needed() -> None:
+    (option,) = (o for o in get_command(app).commands["evaluate"].params if o.name == "identities")
+    assert option.type.min == len(MEASURED) == 4
+    assert "at least one for each of the four kinds of scenes that have a figure" in option.help
 
 
 def test_a_case_is_held_back_and_depends_on_seed_and_number_alone(benchmark_: Benchmark) -> None:

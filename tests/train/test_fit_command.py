@@ -3,11 +3,13 @@
 import json
 import math
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 from xdyna_model.errors import InputError
@@ -22,6 +24,10 @@ from xdyna_train.fit_command import FitJob, _for_data, run
 from xdyna_train.puppet_clips import PuppetSet, write_puppets
 from xdyna_train.shard_source import ShardSource
 from xdyna_train.starts import StartFiles
+from xdyna_train.training_run import set_prediction
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_train_stops import at_work
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +100,29 @@ def test_a_run_can_differ_from_its_preset(people: Path, tmp_path: Path, monkeypa
     assert (given[0].accumulate, given[0].snr_gamma) == (2, 5.0)
     scheduler = load_pipeline(tmp_path / "run" / "model").scheduler
     assert scheduler.config["prediction_type"] == "v_prediction"
+
+
+@pytest.mark.usefixtures("small_preset")
+@pytest.mark.parametrize("resume", [None, "auto"])
+def test_a_run_that_is_refused_leaves_what_another_has_measured(
+    resume: str | None, people: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "residuals.json").write_text("of the run that is at work")
+    with at_work(tmp_path), pytest.raises(InputError, match="another run is at work there"):
+        run(FitJob("small", tmp_path, (people,), seed=1, resume=resume), print)
+    assert (tmp_path / "residuals.json").read_text() == "of the run that is at work"
+
+
+def test_a_prediction_that_is_refused_leaves_the_model_s(config: Config) -> None:
+    pipeline = tiny_pipeline(0)
+    numbers = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **numbers)
+    with pytest.raises(InputError, match="take v_prediction or sample"):
+        set_prediction(pipeline, replace(config, prediction="epsilon"))
+    set_prediction(pipeline, config)
+    assert pipeline.scheduler.config["prediction_type"] == "v_prediction"
+    set_prediction(pipeline, replace(config, prediction="sample"))
+    assert pipeline.scheduler.config["prediction_type"] == "sample"
 
 
 @pytest.mark.usefixtures("small_preset")

@@ -136,6 +136,20 @@ def test_the_interval_of_a_mean_is_the_textbook_s() -> None:
     assert np.isnan(intervals[1]).all()
 
 
+def test_a_mean_of_one_known_case_has_no_interval() -> None:
+    """In each resample that holds the case, it is the same."""
+    one, two = np.full((2, 30), np.nan)
+    one[7], two[:2] = 5, (1, 2)
+
+    def means(index: np.ndarray) -> list[float]:
+        known = [values[index][np.isfinite(values[index])] for values in (one, two)]
+        return [float(np.mean(values)) if len(values) else float("nan") for values in known]
+
+    intervals = bootstrap(means, 30, seed=0)
+    assert np.isnan(intervals[0]).all()
+    assert intervals[1].tolist() == [1, 2]
+
+
 def test_correlation_agrees_with_numpy() -> None:
     first, second = np.random.default_rng(4).random((2, 5, 7))
     assert correlation(first, second) == pytest.approx(np.corrcoef(first.ravel(), second.ravel())[0, 1])

@@ -108,6 +108,15 @@ def test_a_list_of_videos(videos: Path, tmp_path: Path) -> None:
     assert ShardReader(tmp_path / "set").records == ()
 
 
+def test_a_path_that_cannot_be_looked_at_costs_one_video(videos: Path, tmp_path: Path) -> None:
+    """As of a line of prose in the list, too long for a file's name; a folder without permission is alike."""
+    (tmp_path / "list.txt").write_text(f"{videos / 'long.mp4'}\n{300 * 'x'}.mp4\n")
+    report = run(tmp_path / "list.txt", tmp_path / "set")
+    assert report.dropped == {"unreadable": 1}
+    assert (report.scenes, report.stale) == (3, 0)
+    assert json.loads((tmp_path / "set" / "report.json").read_text())["scenes"] == 3
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -120,6 +129,14 @@ def test_a_list_of_videos(videos: Path, tmp_path: Path) -> None:
 def test_what_is_no_source(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
     with pytest.raises(InputError, match=message):
         run(make(tmp_path / "source"), tmp_path / "set")
+
+
+@pytest.mark.parametrize("in_the_way", ["set", "set/.lock/folder"])
+def test_a_place_that_cannot_be_written_to(videos: Path, tmp_path: Path, in_the_way: str) -> None:
+    (tmp_path / in_the_way).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / in_the_way).touch()
+    with pytest.raises(InputError, match=r"set: cannot be written to \("):
+        run(videos, tmp_path / "set")
 
 
 @pytest.mark.parametrize(

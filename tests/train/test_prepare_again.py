@@ -1,6 +1,7 @@
 """A data set made again, after a kill or by Ray, is the same; nothing is done twice, what is others' is left alone."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import ray
 from ray import cloudpickle
 from xdyna_model.errors import InputError
 from xdyna_train.prepare import prepare
@@ -174,10 +176,38 @@ def test_clips_of_videos_that_are_gone_or_new_are_counted(videos: Path, tmp_path
 # Ray
 
 
-def test_a_cluster_that_is_not_there_is_named(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "auto")
-    with pytest.raises(InputError, match="no cluster answers at RAY_ADDRESS"):
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("auto", "Could not find any running Ray instance"),
+        ("http://127.0.0.1:8265", "Invalid Ray address: 'http://127.0.0.1:8265'"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_named(
+    address: str, reason: str, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    told = re.escape(f"RAY_ADDRESS {address}: Ray cannot be reached there ({reason}); correct it, or unset it")
+    with pytest.raises(InputError, match=told):
         prepare(videos, tmp_path / "set", OPTIONS)
+
+
+@pytest.mark.parametrize("address", ["", "local"])
+def test_without_a_cluster_ray_is_reachable_from_this_machine_alone(
+    address: str, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {}
+
+    def init(**options: object) -> None:
+        asked.update(options)
+        raise RuntimeError("enough is known")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(InputError, match=r"Ray did not start here \(enough is known\)"):
+        prepare(videos, tmp_path / "set", OPTIONS)
+    assert asked["address"] == "local"  # whatever the environment says, and whatever else runs on this machine
+    assert str(asked["_node_ip_address"]).startswith("127.")
 
 
 def with_ray(source: Path, out: Path, finder: Callable[[PrepareOptions], SuitFinder]) -> None:

@@ -1,7 +1,15 @@
 """`xdyna-train puppets`: the same seed, the same bytes; clips with their truth; one clear line for a mistake."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,9 +127,55 @@ def test_what_is_there_already_is_left_alone(tmp_path: Path, capfd: pytest.Captu
 def test_a_process_that_is_killed_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As by a machine that has no memory left: one that is to draw clips dies before its first."""
     monkeypatch.setattr(puppet_clips.PuppetSet, "__reduce__", lambda self: (os.abort, ()))
-    with pytest.raises(InputError, match="a process that draws was killed"):
+    with pytest.raises(InputError, match="a process that draws ended early"):
         write_puppets(PuppetSet(8, 0, 64, 64, 2, 0.0), tmp_path / "set", workers=2)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_script_without_a_main_guard_is_told(tmp_path: Path) -> None:
+    """Each process that draws runs it again."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from xdyna_train.puppet_clips import PuppetSet, write_puppets\n"
+        "write_puppets(PuppetSet(8, 0, 16, 16, 1), 'set', workers=2)\n"
+    )
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert "InputError: a process that draws ended early" in done.stderr
+    assert "a script needs `if __name__ == '__main__'`" in done.stderr
+    assert list(tmp_path.iterdir()) == [script]
+
+
+def test_processes_that_draw_do_not_outlive_a_killed_run(tmp_path: Path) -> None:
+    """They hold its output as it does: that is at its end once all are gone."""
+    command = [sys.executable, "-m", "xdyna_train", "puppets", "--clips", "4000", "--workers", "2", "--out", "set"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, start_new_session=True) as drawing:
+        try:
+            while not list(tmp_path.glob(".set.*/*shard*")):
+                assert drawing.poll() is None
+                time.sleep(0.1)
+            drawing.kill()
+            drawing.communicate(timeout=20)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(drawing.pid, signal.SIGKILL)
+
+
+def test_few_clips_are_asked_for_before_they_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a large set fills the memory, and Ctrl-C waits for it."""
+    asked, ahead = [], []
+
+    class Counted(ThreadPoolExecutor):
+        def __init__(self, workers: int, *_: object) -> None:
+            super().__init__(workers)
+
+        def submit(self, fn: Callable, /, *args: Any, **named: Any) -> Future:
+            asked.append(args)
+            return super().submit(fn, *args, **named)
+
+    monkeypatch.setattr(puppet_clips, "ProcessPoolExecutor", Counted)
+    write_puppets(PuppetSet(30, 0, 16, 16, 1), tmp_path / "set", 2, lambda taken: ahead.append(len(asked) - taken))
+    assert max(ahead) == 4
+    assert len(asked) == 30
 
 
 def test_an_interrupted_set_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,13 @@
 """What the loop passes over, and when it stops."""
 
+import errno
 import json
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,21 +101,64 @@ class Unreadable:
         return self._source.draw(kind, num_frames, rng)
 
 
-def test_a_folder_where_a_run_is_at_work_is_left_alone(
-    tmp_path: Path, new_pipeline: Callable, waves: Any, steps: Callable[..., Config]
-) -> None:
-    """Or two write to one record: a run that is put off and started again may find the first still ending."""
+@contextmanager
+def at_work(out: Path) -> Iterator[None]:
+    """Another process holds the folder, as a run does."""
     hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
-    command = [sys.executable, "-c", hold, str(tmp_path / ".lock")]
+    command = [sys.executable, "-c", hold, str(out / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdin is not None
         assert other.stdout is not None
         other.stdout.readline()
+        yield
+        other.stdin.close()
+
+
+def test_a_folder_where_a_run_is_at_work_is_left_alone(
+    tmp_path: Path, new_pipeline: Callable, waves: Any, steps: Callable[..., Config]
+) -> None:
+    """Or two write to one record: a run that is put off and started again may find the first still ending."""
+    with at_work(tmp_path):
         with pytest.raises(InputError, match="another run is at work there"):
             fit(new_pipeline(), waves, steps(1), tmp_path, resume=True)
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
-        other.stdin.close()
     fit(new_pipeline(), waves, steps(1), tmp_path, resume=True)
+
+
+def test_a_lock_that_may_not_be_opened_is_not_taken_for_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_pipeline: Callable, waves: Any, steps: Callable[..., Config]
+) -> None:
+    """As in a folder that is read only: whoever waits for a run that is not there waits for ever."""
+    real = Path.open
+
+    def opened(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path.name == ".lock":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", opened)
+    with pytest.raises(InputError, match=r"cannot be locked for this run \(permission denied\)$"):
+        fit(new_pipeline(), waves, steps(1), tmp_path)
+
+
+def test_the_processes_of_a_killed_run_do_not_keep_its_folder(
+    tmp_path: Path,
+    new_pipeline: Callable,
+    waves: Any,
+    steps: Callable[..., Config],
+    start_child: Callable[..., int],
+    end_child: Callable[[int], int],
+) -> None:
+    """A loader's process looks only every five seconds for the one that it works for."""
+
+    def killed(_pipeline: object, _step: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    config = steps(2, workers=1, sample_every=1)
+    child = start_child(lambda: fit(new_pipeline(), waves, config, tmp_path, sampler=killed))
+    assert end_child(child) == -signal.SIGKILL
+    fit(new_pipeline(), waves, config, tmp_path, resume=True)
+    assert len(losses(tmp_path)) == 2
 
 
 def test_a_clip_that_cannot_be_read_is_passed_over_and_named(

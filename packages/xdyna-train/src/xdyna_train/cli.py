@@ -178,7 +178,13 @@ def fit(
 @app.command()
 def evaluate(
     model: Annotated[str | None, typer.Option(help="Model folder or hub id. Default: the nano model.")] = None,
-    identities: Annotated[int, typer.Option(min=4, help="Held-back people to animate; scenes are of four kinds.")] = 32,
+    identities: Annotated[
+        int,
+        typer.Option(
+            min=4,
+            help="Held-back people to animate: at least one for each of the four kinds of scenes that have a figure.",
+        ),
+    ] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Of people, motions, scenes and noise.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder to write: numbers as JSON, a sheet, a video.")] = None,
     controls: Annotated[bool, typer.Option(help="Also run with parts of the model off.")] = True,
@@ -187,6 +193,9 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:1 and so on.")] = "auto",
 ) -> None:
     """Animate puppets that training never saw, and measure the result. Exit code 1: a bar is missed."""
+    from xdyna_model.cli import quiet
+
+    quiet()
     from xdyna_train.evaluation_report import run
 
     asked = {"num_inference_steps": steps, "guidance_scale": guidance}

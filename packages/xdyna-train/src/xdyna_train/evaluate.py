@@ -32,8 +32,8 @@ OWN_FIGURES: Mapping[str, Sequence[Figure]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """A figure of the table. low, high: 95 % interval over identities. truth, copy: the same figure of the truth itself
-    and of the copied reference. passed: None without a bar."""
+    """A figure of the table. low, high: 95 % interval over identities, NaN where it hangs on one of them. truth, copy:
+    the same figure of the truth itself and of the copied reference. passed: None without a bar."""
 
     name: str
     value: float

@@ -78,7 +78,7 @@ def table(evaluation: Evaluation) -> Iterator[str]:
     yield ""
     yield f"{'':52} {'model':>7} {'95 % interval':>18} {'truth':>8} {'copy':>8}  {'bar':14}"
     for row in evaluation.rows:
-        interval = f"[{row.low:.3f}, {row.high:.3f}]"
+        interval = "too few cases" if math.isnan(row.low) else f"[{row.low:.3f}, {row.high:.3f}]"
         yield (
             f"{row.name:52} {row.value:7.3f} {interval:>18} {row.truth:8.3f} {row.copy:8.3f}  "
             f"{row.bar:14}{_verdict(row.passed)}"

@@ -80,9 +80,12 @@ def run(job: FitJob, say: Say) -> None:
         say(note)
     say(f"{job.preset}: {config.total_steps} steps, " + ", ".join(f"{s.steps} of {s.name}" for s in config.stages))
     batch = _looked_at(pipeline, source, config, job.seed)
-    if first and not (job.out / METRICS).exists():
-        _report("before", pipeline, batch, job.out, say)
-    fit(pipeline, source, config, job.out, job.seed, job.resume == "auto", SampleVideo(batch, job.out, job.seed))
+
+    def begun() -> None:
+        if not (job.out / METRICS).exists():
+            _report("before", pipeline, batch, job.out, say)
+
+    fit(pipeline, source, config, job.out, job.seed, job.resume == "auto", SampleVideo(batch, job.out, job.seed), begun)
     if first:
         _report("after", pipeline, batch, job.out, say)
     model = job.out / "model"

@@ -135,7 +135,7 @@ def _is_done(job: VideoJob) -> bool:
 
 def _stale(records: Iterable[ClipRecord], jobs: Iterable[VideoJob]) -> int:
     """How many of the clips are of no video of the jobs as it is now."""
-    present = {job.video for job in jobs if job.path.exists() and not is_newer(job)}
+    present = {job.video for job in jobs if not is_newer(job)}
     return sum(record.name.rpartition(":")[0] not in present for record in records)
 
 
@@ -153,9 +153,10 @@ def _claimed(out: Path, source: str | Path, options: PrepareOptions, clips_per_s
     path = out / OPTIONS
     try:
         (out / PARTS).mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("w")
     except OSError as error:
-        raise InputError(f"{out}: cannot be made a folder ({(error.strerror or str(error)).lower()})") from error
-    with (out / ".lock").open("w") as lock:
+        raise InputError(f"{out}: cannot be written to ({(error.strerror or str(error)).lower()})") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -1,7 +1,8 @@
 """Preparing on many cores and many machines, with Ray Data.
 
-Without RAY_ADDRESS, Ray is started on this machine, reachable from it alone, and is gone in the end. With it, the
-cluster there does the work, unchanged. Each worker is one process with its detectors loaded once.
+Without RAY_ADDRESS, or where it is empty or "local", Ray is started on this machine, reachable from it alone, and is
+gone in the end. With it, the cluster there does the work, unchanged. Each worker is one process with its detectors
+loaded once.
 """
 
 import logging
@@ -104,19 +105,14 @@ def _ray(workers: int | None) -> Iterator[Any]:
     quiet = {"log_to_driver": False, "logging_level": "error"}
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         try:
-            if "RAY_ADDRESS" in os.environ:
-                _start(
-                    ray, "no cluster answers at RAY_ADDRESS; correct it, or unset it to work on this machine", **quiet
-                )
+            address = os.environ.get("RAY_ADDRESS") or "local"
+            if address == "local":
+                here = {"_node_ip_address": _LOOPBACK, "_temp_dir": folder, "include_dashboard": False}
+                advice = "try again when the machine is less busy, or without Ray: --workers 0"
+                _start(ray, "Ray did not start here", advice, address=address, num_cpus=workers, **here, **quiet)
             else:
-                local = {"_node_ip_address": _LOOPBACK, "_temp_dir": folder, "include_dashboard": False}
-                _start(
-                    ray,
-                    "try again when the machine is less busy, or without Ray: --workers 0",
-                    num_cpus=workers,
-                    **local,
-                    **quiet,
-                )
+                failure = f"RAY_ADDRESS {address}: Ray cannot be reached there"
+                _start(ray, failure, "correct it, or unset it to work on this machine", address=address, **quiet)
             context = ray.data.DataContext.get_current()
             context.enable_progress_bars = False
             context.print_on_execution_start = False
@@ -125,10 +121,11 @@ def _ray(workers: int | None) -> Iterator[Any]:
             ray.shutdown()
 
 
-def _start(ray: Any, advice: str, **options: Any) -> None:
+def _start(ray: Any, failure: str, advice: str, **options: Any) -> None:
+    """Raises InputError: the failure, the first sentence of Ray's reason, and the advice."""
     try:
         with native_stderr_aside():
             ray.init(**options)
     except Exception as error:  # Ray has no class of its own for it
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"Ray did not start here ({reason}); {advice}") from error
+        reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".") or type(error).__name__
+        raise InputError(f"{failure} ({reason}); {advice}") from error

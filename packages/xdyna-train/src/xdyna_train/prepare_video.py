@@ -110,8 +110,11 @@ def read_result(part: Path) -> VideoResult | None:
 
 
 def is_newer(job: VideoJob) -> bool:
-    """Whether the file of a finished video has been written to since."""
-    return job.path.stat().st_mtime > (job.part / RESULT).stat().st_mtime
+    """Whether the file of a finished video has been written to since, or is not there to be looked at."""
+    try:
+        return job.path.stat().st_mtime > (job.part / RESULT).stat().st_mtime
+    except OSError:  # for a folder that is closed or a name that is too long, Path.exists would raise it too
+        return True
 
 
 def _begin(part: Path) -> int:

@@ -1,11 +1,15 @@
 """A data set of puppets on disk, for those who want files: the same seed, the same bytes."""
 
 import multiprocessing
+import os
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,8 @@ from xdyna_train.puppets import KINDS, Identity, Motion, PuppetFrame, Scene, ren
 from xdyna_train.shards import ClipRecord, write_manifest, write_packed
 
 FPS = 8.0
+# Clips that are asked of a process before the first of them is taken: enough to keep it busy, few in memory.
+_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def write_puppets(
 
     workers: processes that draw; their number changes no byte. progress: called with the number of clips drawn.
     Returns the records in order. Raises InputError where `folder` is there already or cannot be written, for
-    workers below 1, or where one of them was killed.
+    workers below 1, or where one of them ended early.
     """
     if workers < 1:
         raise InputError(f"{workers} workers: at least one must draw")
@@ -77,20 +83,41 @@ def write_puppets(
         clips = map(puppets.clip, indices)
         if workers > 1:
             # Not forked: the encoder's threads would not survive it.
-            pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+            pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent)
             stack.callback(pool.shutdown, cancel_futures=True)
-            clips = _whole(pool.map(puppets.clip, indices, chunksize=4))
+            clips = _drawn(puppets, pool, _AHEAD * workers)
         records = tuple(write_packed(_counted(clips, progress), draft))
         write_manifest(draft, records)
     return records
 
 
-def _whole(clips: Iterable[PackedClip]) -> Iterator[PackedClip]:
-    """The clips of processes, or an InputError where one of these was killed, as by a machine without memory."""
+def _drawn(puppets: PuppetSet, pool: ProcessPoolExecutor, ahead: int) -> Iterator[PackedClip]:
+    """The clips in order, drawn by processes, no more than `ahead` at a time. Raises InputError where one of them
+    ended early: killed by a machine without memory, or at its start by a script that it would have run again."""
+    rest = iter(range(puppets.num_clips))
     try:
-        yield from clips
+        asked = deque(pool.submit(puppets.clip, index) for index in islice(rest, ahead))
+        while asked:
+            clip = asked.popleft().result()
+            asked.extend(pool.submit(puppets.clip, index) for index in islice(rest, 1))
+            yield clip
     except BrokenProcessPool as error:
-        raise InputError("a process that draws was killed (no memory?); give fewer --workers") from error
+        raise InputError(
+            "a process that draws ended early (no memory? a script needs `if __name__ == '__main__'`); "
+            "draw with fewer workers"
+        ) from error
+
+
+def _end_with_parent() -> None:
+    """Ends this process as soon as the one that started it is gone; by itself it would wait for work for ever."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _counted(clips: Iterable[PackedClip], progress: Callable[[int], None] | None) -> Iterator[PackedClip]:

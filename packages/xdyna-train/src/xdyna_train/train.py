@@ -1,21 +1,20 @@
 """The training loop."""
 
-import fcntl
 import math
 import time
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from xdyna_model.errors import InputError
 from xdyna_model.pipeline import XDynaPipeline
 
+from xdyna_train.claim import claimed
 from xdyna_train.clips import ExampleSource
 from xdyna_train.config import Config
 from xdyna_train.engine import attention_for, captured, new_accelerator
@@ -27,8 +26,6 @@ from xdyna_train.termination import noted_termination, pass_over_first_terminati
 from xdyna_train.trainee import frozen_hash
 from xdyna_train.training_run import Run, Sampler, TrainingStopped
 
-LOCK = ".lock"  # in the folder of a run, held by the one that is at work
-
 
 def fit(
     pipeline: XDynaPipeline,
@@ -38,6 +35,7 @@ def fit(
     seed: int = 0,
     resume: bool = False,
     sampler: Sampler | None = None,
+    begun: Callable[[], None] = lambda: None,
 ) -> None:
     """Trains a pipeline in place, stage by stage, and leaves the averaged weights in it (where they are shared out, in
     the main process's alone).
@@ -50,6 +48,8 @@ def fit(
         resume: go on from the newest whole checkpoint in `out`; without one, start anew.
         sampler: called in the main process every `sample_every` steps; not where the weights are shared out. What it
             raises is printed, not raised.
+        begun: called in the main process once `out` is this run's alone, before anything in it or in the pipeline
+            changes.
 
     Raises:
         InputError: a number does not fit, clips cannot be read, the disk is full, `out` holds another run, or
@@ -62,7 +62,9 @@ def fit(
     if not resume and any((out / name).exists() for name in (METRICS, "checkpoints", "model")):
         raise InputError(f"{out}: holds a training run; resume it with --resume auto, or give another folder")
     accelerator.wait_for_everyone()  # all have looked before one writes
-    with _claimed(out, accelerator):
+    with claimed(out, accelerator):
+        if accelerator.is_main_process:
+            begun()
         run = Run(pipeline, source, config, out, seed, accelerator, sampler)
         start = run.restore() if resume else 0
         done = 0
@@ -73,28 +75,6 @@ def fit(
                     _Stage(run, index, done).train(range(first, stage.steps))
                 done += stage.steps
         run.finish()
-
-
-@contextmanager
-def _claimed(out: Path, accelerator: Accelerator) -> Iterator[None]:
-    """The folder for this run alone: a run that is started again may find the one before still ending. Raises
-    InputError in every process where another run holds it."""
-    refusal = None
-    with ExitStack() as held:
-        if accelerator.is_main_process:
-            try:
-                out.mkdir(parents=True, exist_ok=True)
-                lock = held.enter_context((out / LOCK).open("w"))
-                # Not `flock`, which a loader's processes would inherit and hold on to after this one is killed.
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):  # POSIX leaves it open which
-                refusal = f"{out}: another run is at work there; wait for it, or give another folder"
-            except OSError as error:
-                refusal = f"{out}: cannot be locked for this run ({(error.strerror or str(error)).lower()})"
-        for said in gather_object([refusal]):
-            if said is not None:
-                raise InputError(said)
-        yield
 
 
 def check(config: Config, processes: int) -> None:

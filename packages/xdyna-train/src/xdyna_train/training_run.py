@@ -49,16 +49,16 @@ class TrainingStopped(RuntimeError):
 
 
 def set_prediction(pipeline: XDynaPipeline, config: Config) -> None:
-    """What the denoiser says is what the run asks for, else what the model's did. Raises InputError where no picture
-    could be made of that."""
+    """Sets the scheduler's prediction type to the run's, or leaves the model's. Raises InputError, and changes nothing,
+    where no picture could be made of that."""
     scheduler = pipeline.scheduler
-    if config.prediction is not None:
-        scheduler.register_to_config(prediction_type=config.prediction)
-    if scheduler.config["prediction_type"] == "epsilon" and scheduler.alphas_cumprod[-1] < 1e-6:
+    prediction = config.prediction or scheduler.config["prediction_type"]
+    if prediction == "epsilon" and scheduler.alphas_cumprod[-1] < 1e-6:
         raise InputError(
             "prediction epsilon: at the last of this model's timesteps there is nothing but noise, in which no picture "
             "can be found by it; take v_prediction or sample"
         )
+    scheduler.register_to_config(prediction_type=prediction)
 
 
 class Run:

@@ -10,16 +10,17 @@ def bootstrap(
 ) -> np.ndarray:
     """The 95 % percentile intervals of some statistics over resampled cases (Efron, 1979).
 
-    statistics: K numbers of [count] indices of cases, with repetitions; NaN where they hold none that it needs, which
-    is left out. Returns [K, 2] (low, high), NaN where nothing is left.
+    count: of cases, at least 2. statistics: K numbers of some indices of cases, with repetitions; NaN where they hold
+    none that it needs, which is left out. Returns [K, 2] (low, high), NaN where a number hangs on one case, without
+    which it would be NaN: how far it would move cannot be told from that one.
     """
     rng = np.random.default_rng(seed)
     values = np.array([statistics(rng.integers(count, size=count)) for _ in range(resamples)])  # [R, K]
+    without = np.array([statistics(np.delete(np.arange(count), case)) for case in range(count)])  # [count, K]
     intervals = np.full((values.shape[1], 2), np.nan)
-    for k, column in enumerate(values.T):
-        known = column[np.isfinite(column)]
-        if len(known):
-            intervals[k] = np.quantile(known, (0.025, 0.975))
+    for k in np.flatnonzero(np.isfinite(without).all(0)):
+        column = values[:, k]
+        intervals[k] = np.quantile(column[np.isfinite(column)], (0.025, 0.975))
     return intervals
 
 
