@@ -3,10 +3,12 @@
 import json
 import os
 import socket
+import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -231,6 +233,12 @@ def same_curve() -> Callable[[Path, Path], None]:
 
 
 @pytest.fixture(scope="session")
+def at_work() -> Callable[[Path], AbstractContextManager[None]]:
+    """See `hold`."""
+    return hold
+
+
+@pytest.fixture(scope="session")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of what `suit_films.film` makes: nothing in it is to be changed, no video to be added."""
     folder = tmp_path_factory.mktemp("videos")
@@ -271,3 +279,18 @@ def start(function: Callable[[], None], **environment: str) -> int:
 def end(child: int) -> int:
     """Waits for a child: its exit status, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@contextmanager
+def hold(out: Path) -> Iterator[None]:
+    """Another process holds the folder, as a run does."""
+    script = (
+        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+    )
+    command = [sys.executable, "-c", script, str(out / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        other.stdout.readline()
+        yield
+        other.stdin.close()

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,9 +25,6 @@ from xdyna_train.puppet_clips import PuppetSet, write_puppets
 from xdyna_train.shard_source import ShardSource
 from xdyna_train.starts import StartFiles
 from xdyna_train.training_run import set_prediction
-
-sys.path.insert(0, str(Path(__file__).parent))
-from test_train_stops import at_work
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +102,7 @@ def test_a_run_can_differ_from_its_preset(people: Path, tmp_path: Path, monkeypa
 @pytest.mark.usefixtures("small_preset")
 @pytest.mark.parametrize("resume", [None, "auto"])
 def test_a_run_that_is_refused_leaves_what_another_has_measured(
-    resume: str | None, people: Path, tmp_path: Path
+    resume: str | None, people: Path, tmp_path: Path, at_work: Callable
 ) -> None:
     (tmp_path / "residuals.json").write_text("of the run that is at work")
     with at_work(tmp_path), pytest.raises(InputError, match="another run is at work there"):

@@ -4,10 +4,8 @@ import errno
 import json
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,21 +99,8 @@ class Unreadable:
         return self._source.draw(kind, num_frames, rng)
 
 
-@contextmanager
-def at_work(out: Path) -> Iterator[None]:
-    """Another process holds the folder, as a run does."""
-    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
-    command = [sys.executable, "-c", hold, str(out / ".lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdin is not None
-        assert other.stdout is not None
-        other.stdout.readline()
-        yield
-        other.stdin.close()
-
-
 def test_a_folder_where_a_run_is_at_work_is_left_alone(
-    tmp_path: Path, new_pipeline: Callable, waves: Any, steps: Callable[..., Config]
+    tmp_path: Path, at_work: Callable, new_pipeline: Callable, waves: Any, steps: Callable[..., Config]
 ) -> None:
     """Or two write to one record: a run that is put off and started again may find the first still ending."""
     with at_work(tmp_path):

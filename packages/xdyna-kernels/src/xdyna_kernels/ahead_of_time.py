@@ -179,11 +179,13 @@ def faults(case: Case, found: Figures, recorded: Figures | None) -> list[str]:
 
 def digest() -> str:
     """Of what the table's machine code is made of: Triton's version, the kernels without their comments and where they
-    stand, and all compile-time arguments. Where it is the recorded one, the recorded figures are those of today."""
-    made_of = [triton.__version__]
+    stand, and all that they are compiled for. Where it is the recorded one, the recorded figures are those of today."""
+    made_of = [triton.__version__, str(POINTERS)]
     for module in (triton_forward, triton_projection, triton_backward_kernels):
         functions = {name: value for name, value in vars(module).items() if isinstance(value, triton.JITFunction)}
-        made_of += [f"{name} {ast.unparse(functions[name].parse())}" for name in sorted(functions)]
+        for name, function in sorted(functions.items()):
+            made_of.append(f"{name} {function.noinline} {sorted(function.do_not_specialize)}")
+            made_of.append(ast.unparse(function.parse()))
     made_of += [f"{case.name} {sorted(case.constants.items())}" for case in table_cases()]
     return hashlib.sha256("\n".join(made_of).encode()).hexdigest()
 

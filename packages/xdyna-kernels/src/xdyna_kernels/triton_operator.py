@@ -106,14 +106,15 @@ _B_OUT, _B_REF, _RESIDUAL = 7, 9, 10
 def _keep(ctx, inputs, output):
     *tensors, ctx.backward, _ = inputs
     _, both, lse = output
-    read = [tensors[i] for i in _READ]
-    ctx.save_for_backward(*read, *(() if ctx.backward == "recompute" else (both, lse)))
+    if any(ctx.needs_input_grad[i] for i in _READ):
+        read = [tensors[i] for i in _READ]
+        ctx.save_for_backward(*read, *(() if ctx.backward == "recompute" else (both, lse)))
     ctx.mark_non_differentiable(both, lse)
 
 
 def _differentiate(ctx, grad, *_):
     saved = ctx.saved_tensors  # asked for once: under gradient checkpointing, twice is an error
-    read, rest = saved[: len(_READ)], saved[len(_READ) :]
+    read, kept = saved[: len(_READ)], saved[len(_READ) :]  # nothing, where nothing needs them
     needed = [ctx.needs_input_grad[i] for i in _READ]
     found: list[Tensor | None] = [None] * 13  # of all that the operator is given, its two words last
     # Autocast, where this is called in it, is not that of the forward: no other derivative follows it.
@@ -122,13 +123,13 @@ def _differentiate(ctx, grad, *_):
         if any(needed) and (ctx.backward == "recompute" or torch.is_grad_enabled()):
             of_read = _recompute(read, needed, grad)
         elif any(needed):
-            of_read = _from_log_sum_exp(ctx.backward, read, needed, grad, *rest)
+            of_read = _from_log_sum_exp(ctx.backward, read, needed, grad, *kept)
         else:
             of_read = [None] * len(_READ)
         for i, derivative in zip(_READ, of_read, strict=True):
             found[i] = derivative
         if biases := [i for i in (_B_OUT, _B_REF) if ctx.needs_input_grad[i]]:
-            sums = grad.flatten(0, 2).sum(0)  # [C]
+            sums = grad.sum((0, 1, 2))  # [C]
             for i in biases:  # each in memory of its own: a caller may change one in place
                 found[i] = sums.clone()
         found[_RESIDUAL] = grad if ctx.needs_input_grad[_RESIDUAL] else None

@@ -3,7 +3,12 @@
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from xdyna_model.errors import InputError
 
@@ -21,8 +26,8 @@ def download(
 ) -> Path:
     """A model's folder in the hub's cache, brought there or up to date where the hub can be asked.
 
-    name: "owner/name". The keywords are those of the hub's client. Raises InputError: there is no such model, or the
-    hub cannot be asked and no copy is here.
+    name: "owner/name". The keywords are those of the hub's client. Raises InputError: there is no such model or
+    revision, or the hub cannot be asked and no copy is here.
     """
     try:
         return Path(
@@ -39,6 +44,8 @@ def download(
     except RepositoryNotFoundError as error:
         reason = "the hub has no such model, or not for you; check the name, or log in"
         raise InputError(f"{name}: no such folder, and {reason}") from error
+    except RevisionNotFoundError as error:
+        raise InputError(f"{name}: the hub has no revision {revision} of it; check its name") from error
     # The hub's client lets through much of what those below it raise.
     except (OSError, ValueError, RuntimeError, HTTPError) as error:
         if isinstance(error.__cause__, OfflineModeIsEnabled):

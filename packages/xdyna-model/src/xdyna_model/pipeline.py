@@ -90,9 +90,10 @@ class XDynaPipeline(Denoising):
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
-        """Folder in the hub's cache of a model with the id "owner/name", as `from_pretrained` asks for it; of
-        diffusers' keywords for where and how, those of `hub.download`. diffusers' own wants code of this package's
-        parts from the hub; this brings none. Raises what `hub.download` does.
+        """Folder in the hub's cache of a model with the id "owner/name", as `from_pretrained` asks for it; all its
+        weights, whatever the variant. Of diffusers' keywords for where and how, those of `hub.download` are heeded.
+        diffusers' own wants code of this package's parts from the hub; this brings none. Raises what `hub.download`
+        does.
         """
         asked = inspect.signature(download).parameters.keys() & kwargs.keys()
         return str(download(pretrained_model_name, **{name: kwargs[name] for name in asked}))

@@ -19,6 +19,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+_OUT_OF_MEMORY = (
+    "fit with a larger --accumulate or a smaller --batch, draw or prepare with fewer --workers, or evaluate with "
+    "--device cpu"
+)
 # Starting a process that draws takes as long as drawing so many clips.
 _CLIPS_PER_WORKER = 64
 
@@ -26,7 +30,7 @@ _CLIPS_PER_WORKER = 64
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run `xdyna-train` with argv, or the process's arguments, and exit: 0 done, 1 a bar of the evaluation is missed,
     2 bad input (one line on stderr says what), 130 interrupted. Any other failure is a defect here and raises."""
-    with refusing("xdyna-train", "fit with a larger --accumulate or a smaller --batch, evaluate with --device cpu"):
+    with refusing("xdyna-train", _OUT_OF_MEMORY):
         app(args=argv, prog_name="xdyna-train")
     raise AssertionError("typer exits by itself")
 
