@@ -148,6 +148,18 @@ def test_the_compile_report_holds_gluon_kernels_to_their_record(load, monkeypatc
     assert "FAIL instructions: 60, recorded 50" in capsys.readouterr().out
 
 
+def test_gluon_kernels_at_fault_are_not_recorded(load, monkeypatch, tmp_path, capsys):
+    pytest.importorskip("triton", reason="nothing can be compiled")
+    report, rows = load("compile_report"), [("project", 640)]
+    monkeypatch.setattr(report, "GLUON", tmp_path / "gluon.json")
+    assert report.gluon_report(rows, update=False, whole=False) == 1
+    assert "FAIL not recorded" in capsys.readouterr().out
+    monkeypatch.setattr(report.gluon, "pipelined", lambda kernel, tile: "barrier QK wait(0)")
+    assert report.gluon_report(rows, update=True, whole=False) == 1
+    assert "FAIL order: barrier QK wait(1), recorded barrier QK wait(0)" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_compile_report_of_nothing_is_refused(load, capsys):
     pytest.importorskip("triton", reason="nothing can be compiled")
     with pytest.raises(SystemExit, match="2"):
