@@ -32,7 +32,7 @@ def test_folded_is_no_slower_than_expanded(benchmark: BenchmarkFixture, monkeypa
     the ratios must be below 1.5, so that other load, which slows both, does not fail it.
     """
     if not benchmark.enabled:
-        pytest.skip("--benchmark-disable: nothing is timed")
+        pytest.skip("nothing is timed beside other tests: pytest -n0 tests/bench/test_guard.py, as .ci/run does")
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
     shapes, opponents = importlib.import_module("shapes"), importlib.import_module("opponents")
     tensors, _ = shapes.draw(shapes.Shape(1, 5, 256, 8, 40), torch.float32, torch.device("cpu"), seed=0)

@@ -32,7 +32,7 @@ def test_parity_in_the_interpreter():
     """TRITON_INTERPRET is read when the kernels are imported, hence processes of their own; slow, hence all at once."""
     pytest.importorskip("triton")
     files = [f"test_{name}.py" for name in ("triton_parity", "triton_gradients", "triton_autograd", "gluon_gradients")]
-    commands = [[sys.executable, "-m", "pytest", "-q", str(Path(__file__).parent / file)] for file in files]
+    commands = [[sys.executable, "-m", "pytest", "-n0", "-q", str(Path(__file__).parent / file)] for file in files]
     with ThreadPoolExecutor() as pool:
         outputs = list(pool.map(lambda command: run(command, TRITON_INTERPRET="1"), commands))
     for out in outputs:

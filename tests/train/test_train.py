@@ -130,7 +130,8 @@ def test_two_workers_give_the_same_curve_whatever_the_global_generators_hold(
     np.random.seed(1234)  # noqa: NPY002
     random.seed(1234)
     fit(new_pipeline(), waves, replace(config, workers=2, gradient_checkpointing=True, checkpoint_every=99), tmp_path)
-    assert not multiprocessing.active_children()
+    # PyTorch gives its workers five seconds, then ends them and does not wait.
+    assert not [child for child in multiprocessing.active_children() if child.join(60) or child.is_alive()]
     assert lines(tmp_path) == lines(uninterrupted)
 
 
