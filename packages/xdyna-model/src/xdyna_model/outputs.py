@@ -17,23 +17,21 @@ def check_output(path: str | Path) -> None:
     Raises InputError: the folder does not exist or cannot be written to, or `path` is there already and is not a
     file that may be replaced.
     """
-    path = Path(path)
-    folder = path.parent
+    final, name = _end_of_links(path)
     try:
-        if not folder.is_dir():
-            raise InputError(f"{path}: the folder {folder} does not exist; create it first, or write somewhere else")
-        if path.is_dir():
-            raise InputError(f"{path}: is a folder; give the name of a file in it")
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path}: is not a plain file; write somewhere else")
-        if path.exists() and not os.access(path, os.W_OK):
-            raise InputError(f"{path}: is write-protected; remove it, or write somewhere else")
+        _check_parent(final, name)
+        if final.is_dir():
+            raise InputError(f"{name}: is a folder; give the name of a file in it")
+        if final.exists() and not final.is_file():
+            raise InputError(f"{name}: is not a plain file; write somewhere else")
+        if final.exists() and not os.access(final, os.W_OK):
+            raise InputError(f"{name}: is write-protected; remove it, or write somewhere else")
         # Asking the file system is the only answer that holds on read-only mounts and for the superuser.
-        draft = _draft(path)
+        draft = _draft(final)
         _create(draft)
         draft.unlink()
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _unwritable(name, error) from error
 
 
 @contextmanager
@@ -54,7 +52,7 @@ def staged(*paths: str | Path) -> Iterator[list[Path]]:
         for draft, final in zip(drafts, finals, strict=True):
             draft.replace(final)
     except OSError as error:
-        raise _unwritable(Path(paths[0]), error) from error
+        raise _unwritable(str(paths[0]), error) from error
     finally:
         for draft in drafts:
             draft.unlink(missing_ok=True)
@@ -64,32 +62,44 @@ def staged(*paths: str | Path) -> Iterator[list[Path]]:
 def staged_folder(path: str | Path) -> Iterator[Path]:
     """Give a temporary folder beside `path` that takes its name when the block ends, and is removed otherwise.
 
-    Raises InputError: `path` is there already and not an empty folder, is the current folder, cannot be made, or the
-    disk is full.
+    Raises InputError: `path` is there already and not an empty folder, is the current folder or a mount point, cannot
+    be made, or the disk is full.
     """
-    path = Path(path)
+    final, name = _end_of_links(path)
     # Under a new folder of that name, whoever is in the old one would be left in none.
-    if path.exists() and path.samefile("."):
-        raise InputError(f"{path}: is the current folder, which cannot be replaced; give the name of a new folder")
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise InputError(f"{path}: is there already; remove it, or give the name of a new folder")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: the folder {path.parent} does not exist; create it first, or write somewhere else")
-    draft = _draft(path)
+    if final.exists() and final.samefile("."):
+        raise InputError(f"{name}: is the current folder, which cannot be replaced; give the name of a new folder")
+    if os.path.lexists(final) and not (final.is_dir() and not any(final.iterdir())):
+        raise InputError(f"{name}: is there already; remove it, or give the name of a new folder")
+    if os.path.ismount(final):
+        raise InputError(f"{name}: is a mount point, which cannot be replaced; give the name of a new folder in it")
+    _check_parent(final, name)
+    draft = _draft(final)
     try:
         draft.mkdir()
         yield draft
-        draft.replace(path)
+        draft.replace(final)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _unwritable(name, error) from error
     except Exception as error:
         # safetensors has an exception of its own, and the system's number in its text.
         if number := re.search(r"\(os error (\d+)\)", str(error)):
-            raise _unwritable(path, OSError(int(number[1]), os.strerror(int(number[1])))) from error
+            raise _unwritable(name, OSError(int(number[1]), os.strerror(int(number[1])))) from error
         raise
     finally:
         with suppress(FileNotFoundError):
             shutil.rmtree(draft)
+
+
+def _end_of_links(path: str | Path) -> tuple[Path, str]:
+    """Where `path` will be written, as in `staged`, and its name in messages, which says so where links lead away."""
+    final = os.path.realpath(path)
+    return (Path(path), str(path)) if final == os.path.abspath(path) else (Path(final), f"{path} (leads to {final})")
+
+
+def _check_parent(path: Path, name: str) -> None:
+    if not path.parent.is_dir():
+        raise InputError(f"{name}: the folder {path.parent} does not exist; create it first, or write somewhere else")
 
 
 def _draft(path: Path) -> Path:
@@ -111,6 +121,6 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _unwritable(path: Path, error: OSError) -> InputError:
+def _unwritable(name: str, error: OSError) -> InputError:
     reason = (error.strerror or str(error)).lower()
-    return InputError(f"{path}: cannot be written ({reason}); free some space there, or write somewhere else")
+    return InputError(f"{name}: cannot be written ({reason}); free some space there, or write somewhere else")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -147,7 +148,7 @@ def _check_free(out: Path) -> None:
     with staged_folder(out):
         pass
     if not empty:  # it was the user's
-        out.rmdir()
+        Path(os.path.realpath(out)).rmdir()
 
 
 def _load(model: str | None, device: torch.device) -> Any:
