@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from xdyna_model import animate, cli, driving, video
+from xdyna_model.detectors.dwpose import DWPOSE_FILES
 from xdyna_model.video import write_video
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -27,8 +28,8 @@ pytestmark = pytest.mark.usefixtures("current_folder")
         ("--driving photo.png", "photo.png: holds no video"),
         ("--driving empty.mp4", "empty.mp4: is an empty file"),
         ("--driving cut.mp4", "cut.mp4: "),
-        ("--pose short.mp4", "short.mp4: has 3 frames, 10 were asked for"),
-        ("--frames 11", "dance.mp4: has 10 frames, 11 were asked for; ask for at most 10"),
+        ("--pose short.mp4", "short.mp4: has 3 frames, 10 are needed"),
+        ("--frames 11", "dance.mp4: has 10 frames, 11 are needed; ask for at most 10"),
         ("--width 500", "--width 500: must be a multiple of 8 pixels; the nearest are 496 and 504"),
         ("--height 8", "--height 8: must be at least 64"),
         ("--width 4000000000", "--width 4000000000: must be at most 16384 pixels"),
@@ -61,6 +62,13 @@ def test_bad_input(stand_in: Pipeline, capsys, monkeypatch, options: str, says: 
     assert listing() == before
 
 
+def test_a_map_that_is_too_short_is_told_before_the_work(stand_in: Pipeline, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(driving, "MediapipeDetector", None)  # must not be asked
+    write_video("short.mp4", np.zeros((3, 64, 64, 3), np.uint8), fps=8)
+    line = refused(capsys, run(*GIVEN, "--pose", "short.mp4"))
+    assert "short.mp4: has 3 frames, 10 are needed; ask for at most 3 frames" in line
+
+
 def test_gpu_that_is_not_there(stand_in: Pipeline, capsys, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -69,6 +77,9 @@ def test_gpu_that_is_not_there(stand_in: Pipeline, capsys, monkeypatch) -> None:
 
 def test_dwpose_takes_the_place_of_mediapipe(stand_in: Pipeline, capsys, monkeypatch) -> None:
     assert "yolox_l.onnx" in refused(capsys, run(*GIVEN, "--dwpose", "."))  # not there
+    Path("weights").mkdir()
+    for name in DWPOSE_FILES:
+        (Path("weights") / name).write_bytes(b"1")
     given = []
     monkeypatch.setattr(driving, "DWPoseDetector", lambda *paths: given.extend(paths) or Detector())
     monkeypatch.setattr(driving, "MediapipeDetector", None)  # must not be asked

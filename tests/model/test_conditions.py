@@ -96,6 +96,25 @@ def test_choosing_frames_chooses_them_in_all_maps(indices: list[int]):
         conditions[[]]
 
 
+@given(st.lists(st.booleans(), min_size=5, max_size=5).filter(any))
+def test_a_mask_chooses_where_it_is_true(mask: list[bool]):
+    conditions = Conditions(pictures(), pictures(), pictures())
+    where = [index for index, chosen in enumerate(mask) if chosen]
+    for given_as in (mask, np.array(mask)):
+        np.testing.assert_array_equal(conditions[given_as].pose, conditions.pose[where])
+
+
+@pytest.mark.parametrize("choice", [[0.7, 1.9], np.array([True, False]), ["0"]])
+def test_what_chooses_no_frames_is_refused(choice):
+    with pytest.raises(IndexError):
+        Conditions(pictures(), pictures(), pictures())[choice]
+
+
+def test_a_slice_may_go_backwards():
+    conditions = Conditions(pictures(), pictures(), pictures())
+    assert torch.equal(conditions[::-1].face_map(), conditions.face_map().flip(0))
+
+
 def test_driving_frames_become_maps_and_gaps_are_told():
     frames = list(pictures(7, 48, 40))
     people = [somebody(), None, None, somebody(face=False), somebody(), None, somebody()]
@@ -113,6 +132,33 @@ def test_driving_frames_become_maps_and_gaps_are_told():
     assert report.summary() == (
         "nobody was seen in 3 of 7 frames (1-2, 5); no face was seen in 1 of the 4 with a person: their maps are blank"
     )
+
+
+class Standing:
+    """Somebody is in the same place of every frame; the sizes of the frames are kept."""
+
+    def __init__(self) -> None:
+        self.person = somebody()  # in 48 x 40
+        self.sizes: list[tuple[int, ...]] = []
+
+    def __call__(self, frame: np.ndarray) -> Person:
+        self.sizes.append(frame.shape[:2])
+        return self.person.scaled(frame.shape[0] / 48)
+
+
+@pytest.mark.parametrize("size", [(48, 40), (96, 80), (1056, 880)])
+def test_a_detector_sees_frames_larger_than_small_conditions(size: tuple[int, int]):
+    """As the command shows them: at 112x64, where the shipped model is at home, faces are not found."""
+    frames = [*pictures(1, 48, 40), *pictures(1, 96, 80)]  # of any size
+    detector = Standing()
+    conditions, report = Conditions.from_driving(iter(frames), detector, size=size)
+    assert min(min(seen) for seen in detector.sizes) >= 512
+    assert all(height % size[0] == width % size[1] == 0 for height, width in detector.sizes)
+    assert (conditions.height, conditions.width) == size
+    assert report.summary() is None
+    expected = draw_pose(detector.person.scaled(size[0] / 48), *size).astype(int)
+    assert expected.any()
+    assert np.abs(conditions.pose - expected).mean() < 0.01  # scaling up and down may round
 
 
 def test_nothing_to_tell_when_all_was_seen():

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 from xdyna_model.errors import InputError
-from xdyna_model.images import fit, gather, read_reference
+from xdyna_model.images import fit, read_reference, upright
 from xdyna_model.video import crop_and_resize
 
 RAMP = np.tile(np.arange(0, 256, 2, dtype=np.uint8), (96, 1))  # [96, 128], dark to bright from left to right
@@ -40,8 +40,12 @@ def test_exif_rotation(tmp_path: Path, tag: int) -> None:
     }[tag](colours())
     exif = Image.Exif()
     exif[0x0112] = tag
-    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "photo.png", exif=exif)
-    np.testing.assert_array_equal(read_reference(tmp_path / "photo.png"), colours())
+    # Pillow turns a TIFF by itself, when its pixels are asked for.
+    for path in (tmp_path / "photo.png", tmp_path / "photo.tiff"):
+        Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif)
+        np.testing.assert_array_equal(read_reference(path), colours())
+        with Image.open(path) as picture:
+            np.testing.assert_array_equal(upright(picture), colours())
 
 
 def test_exif_rotation_among_tags_of_wrong_types(tmp_path: Path) -> None:
@@ -54,6 +58,35 @@ def test_exif_rotation_among_tags_of_wrong_types(tmp_path: Path) -> None:
     assert broken != data
     Image.fromarray(np.ascontiguousarray(np.rot90(colours(), 1))).save(tmp_path / "photo.png", exif=broken)
     np.testing.assert_array_equal(read_reference(tmp_path / "photo.png"), colours())
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+# The same with red and blue in each other's places.
+BLUE_FIRST = SRGB.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_a_colour_profile_is_heeded(tmp_path: Path, mode: str) -> None:
+    few = colours() // 64 * 64  # a palette has no more than 256
+    Image.fromarray(few).convert(mode).save(tmp_path / "photo.png", icc_profile=BLUE_FIRST)
+    seen = read_reference(tmp_path / "photo.png").astype(int)
+    stored = np.asarray(Image.fromarray(few).convert(mode).convert("RGB"))
+    assert np.abs(seen - stored[..., ::-1]).max() <= 1
+
+
+@pytest.mark.parametrize("profile", [SRGB, b"no profile", SRGB[:200]])
+def test_a_profile_that_says_nothing_new_changes_nothing(tmp_path: Path, profile: bytes) -> None:
+    Image.fromarray(colours()).save(tmp_path / "photo.png", icc_profile=profile)
+    np.testing.assert_array_equal(read_reference(tmp_path / "photo.png"), colours())
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "I;16"])
+def test_a_profile_of_other_channels_changes_nothing(tmp_path: Path, mode: str) -> None:
+    picture = Image.new("I;16", (80, 80), 30000) if mode == "I;16" else Image.fromarray(colours()).convert(mode)
+    for name, profile in (("plain.tiff", None), ("tagged.tiff", SRGB)):
+        picture.save(tmp_path / name, icc_profile=profile)
+    plain, tagged = (read_reference(tmp_path / name) for name in ("plain.tiff", "tagged.tiff"))
+    np.testing.assert_array_equal(plain, tagged)
 
 
 def test_alpha_lies_on_white(tmp_path: Path) -> None:
@@ -125,7 +158,7 @@ def broken_png(path: Path) -> None:
         (cut_off, "is damaged or cut off"),
         (broken_png, "is damaged or cut off"),
         (broken_avif, "is damaged or cut off"),
-        (lambda path: Image.new("F", (100, 100)).save(path, "TIFF"), "is damaged"),
+        (lambda path: Image.new("F", (100, 100)).save(path, "TIFF"), "floating-point pixels have no agreed range"),
         (
             lambda path: Image.new("RGB", (40, 300)).save(path, "PNG"),
             "only 40x300 pixels; give a picture of at least 64",
@@ -195,10 +228,3 @@ def test_shrinking_averages() -> None:
 def test_frames_are_cropped_one_by_one() -> None:
     frames = np.stack([colours(), 255 - colours()])
     np.testing.assert_array_equal(crop_and_resize(frames, 40, 24), np.stack([fit(f, 40, 24) for f in frames]))
-
-
-def test_gathering_empties_the_list() -> None:
-    pictures = [colours() + np.uint8(index) for index in range(3)]
-    expected = np.stack(pictures)
-    np.testing.assert_array_equal(gather(pictures), expected)
-    assert pictures == []  # else a long video would be in memory twice

@@ -1,11 +1,12 @@
-"""A job: the size that it comes to, and what the built-in example fills in."""
+"""A job: the size that it comes to, what the built-in example fills in, and what can be seen to be wrong with it."""
 
 from pathlib import Path
 
 import pytest
 from xdyna_model import job
+from xdyna_model.detectors.dwpose import DWPOSE_FILES
 from xdyna_model.errors import InputError
-from xdyna_model.job import Job, choose_size
+from xdyna_model.job import Job, check_job, choose_size
 
 
 @pytest.mark.parametrize(
@@ -40,3 +41,33 @@ def test_example_fills_what_is_not_given() -> None:
     own = Job(driving=Path("me.mp4"))
     assert own.videos == {"driving": Path("me.mp4")}
     assert own.length is None
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ((), "finds people in a driving video; give one, or leave --dwpose out"),
+        (("pose",), "finds people in a driving video; give one, or leave --dwpose out"),
+        (job.VIDEOS, "has nothing to find, as the pose and both faces are ready-made; leave one of the four out"),
+    ],
+)
+def test_dwpose_where_nothing_is_detected(tmp_path: Path, given: tuple[str, ...], says: str) -> None:
+    videos = {name: job.EXAMPLE / f"{name}.mp4" for name in given}
+    with pytest.raises(InputError, match=f"^--dwpose weights: {says}$"):
+        check_job(Job(**videos, dwpose=Path("weights"), out=tmp_path / "out.mp4"))
+
+
+def test_dwpose_files_are_looked_for_before_the_work(tmp_path: Path) -> None:
+    folder, (boxes, pose) = tmp_path / "weights", DWPOSE_FILES
+    task = Job(driving=job.EXAMPLE / "driving.mp4", dwpose=folder, out=tmp_path / "out.mp4")
+    with pytest.raises(InputError, match=f"weights: no such folder; give the one that holds {boxes} and {pose}"):
+        check_job(task)
+    folder.mkdir()
+    (folder / boxes).write_bytes(b"1")
+    with pytest.raises(InputError, match=f"{pose}: no such file; check the name of the DWPose model"):
+        check_job(task)
+    (folder / pose).touch()
+    with pytest.raises(InputError, match=f"{pose}: is an empty file"):
+        check_job(task)
+    (folder / pose).write_bytes(b"1")
+    check_job(task)

@@ -109,6 +109,52 @@ def test_an_index_that_names_no_class(folder, name, entry):
         load_pipeline(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        *[("default_steps", value, "whole number of at least 1") for value in ("many", 0, -1, 2.0, True, None, [3])],
+        ("default_steps", 1000, "is 1000, expected at most 999"),  # the last timestep would be 1000
+        *[("default_guidance", v, "finite number") for v in ("7.5", -0.1, float("nan"), float("inf"), True, None)],
+        *[("shared_noise", value, "expected true or false") for value in ("yes", 1, None)],
+        ("scheduler", ["diffusers", "DDIMInverseScheduler"], "is a DDIMInverseScheduler that cannot .* DDIMScheduler"),
+        ("scheduler", ["diffusers", "CogVideoXDPMScheduler"], "is a CogVideoXDPMScheduler that cannot denoise"),
+        ("scheduler", ["transformers", "CLIPTokenizer"], "is a CLIPTokenizer that cannot denoise"),
+        ("feature_extractor", ["transformers", "CLIPTokenizer"], "is a CLIPTokenizer, expected CLIP's image processor"),
+        ("feature_extractor", ["transformers", "ViTImageProcessorPil"], "is a ViTImageProcessorPil, expected CLIP's"),
+    ],
+)
+def test_an_index_that_does_not_hold_is_refused(folder, name, value, says):
+    path = folder / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(InputError, match=f"^{path}: {name} .*{says}") as caught:
+        load_pipeline(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("lacks", ["default_steps", "default_guidance", "shared_noise"])
+def test_an_index_may_lack_defaults(folder, lacks):
+    path = folder / "model_index.json"
+    index = json.loads(path.read_text())
+    del index[lacks]
+    path.write_text(json.dumps(index))
+    assert load_pipeline(folder).config[lacks] == tiny_pipeline().config[lacks]
+
+
+@pytest.mark.parametrize("fault", [{"prediction_type": "guess"}, {"timestep_spacing": "guess"}, {"steps_offset": 900}])
+def test_a_scheduler_that_cannot_do_its_config_is_refused(folder, fault):
+    path = folder / "scheduler/scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fault))
+    with pytest.raises(InputError, match="scheduler is a DDIMScheduler that cannot denoise"):
+        load_pipeline(folder)
+
+
+def test_another_scheduler_that_can_is_taken_as_it_is(folder):
+    path = folder / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scheduler": ["diffusers", "DDPMScheduler"]}))
+    scheduler = load_pipeline(folder).scheduler
+    assert (type(scheduler).__name__, len(scheduler.timesteps)) == ("DDPMScheduler", 1000)
+
+
 @pytest.mark.parametrize("size", [{"num_attention_heads": 0}, {"in_channels": -4}])
 def test_sizes_that_are_none_are_refused(folder, size):
     config = json.loads((folder / "unet/config.json").read_text())

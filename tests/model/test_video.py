@@ -13,7 +13,16 @@ from av.stream import Disposition
 from av.video.reformatter import Colorspace
 from PIL import Image
 from xdyna_model.errors import InputError
-from xdyna_model.video import check_length, crop_and_resize, encode_video, frame_rate, iter_frames, read_frames
+from xdyna_model.video import (
+    check_length,
+    count_frames,
+    crop_and_resize,
+    encode_video,
+    frame_rate,
+    iter_frames,
+    read_frames,
+    write_video,
+)
 
 sys.path.insert(0, str(Path(__file__).parent))
 from moving_pictures import moving_square, noise
@@ -79,7 +88,41 @@ def test_more_frames_than_there_are(video: Path, ask: Callable[[Path, int], obje
     ask(video, 12)
     with pytest.raises(InputError) as error:
         ask(video, 13)
-    assert "has 12 frames, 13 were asked for" in one_line(error, video)
+    assert "has 12 frames, 13 are needed" in one_line(error, video)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_no_frames_are_no_choice(video: Path, count: int) -> None:
+    with pytest.raises(InputError) as error:
+        read_frames(video, count)
+    assert f"{count} frames were asked for; ask for one at least" in one_line(error, video)
+
+
+def test_a_video_that_changes_its_size(tmp_path: Path) -> None:
+    path = tmp_path / "joined.h264"
+    for index, side in enumerate((64, 96)):
+        part = tmp_path / f"{index}.h264"
+        with av.open(str(part), "w", format="h264") as container:
+            stream = container.add_stream("libx264", 8, width=side, height=side)
+            for picture in np.zeros((2, side, side, 3), np.uint8):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+            container.mux(stream.encode(None))
+        with path.open("ab") as whole:
+            whole.write(part.read_bytes())
+    assert read_frames(path, size=(64, 64)).frames.shape == (4, 64, 64, 3)
+    with pytest.raises(InputError) as error:
+        read_frames(path)
+    assert "frame 2 is [96, 96, 3] but frame 0 is [64, 64, 3]" in one_line(error, path)
+
+
+def test_frames_are_counted_up_to_the_damage(tmp_path: Path) -> None:
+    path, seen = tmp_path / "cut.mp4", []
+    write_video(path, noise(12), fps=8)
+    assert count_frames(path) == 12
+    path.write_bytes(path.read_bytes()[:-100_000])
+    with pytest.raises(InputError):
+        seen.extend(iter_frames(path))
+    assert 0 < count_frames(path) == len(seen) < 12
 
 
 def text_file(path: Path) -> None:

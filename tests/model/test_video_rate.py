@@ -80,7 +80,7 @@ def test_frames_that_nobody_sees_do_not_count(tmp_path: Path) -> None:
     webm(path, [round(1000 * index / 30) for index in range(60)], 30, hidden_every=8)
     clip = read_frames(path)
     assert (len(clip.frames), clip.fps) == (60, 30)
-    with pytest.raises(InputError, match="has 60 frames, 61 were asked for"):
+    with pytest.raises(InputError, match="has 60 frames, 61 are needed"):
         check_length(path, 61)
 
 

@@ -20,7 +20,7 @@ from xdyna_model.images import fit, read_reference
 from xdyna_model.job import NANO, Job, choose_size
 from xdyna_model.outputs import staged
 from xdyna_model.preview import contact_sheet, side_by_side
-from xdyna_model.video import check_length, encode_video
+from xdyna_model.video import check_length, count_frames, encode_video
 
 if TYPE_CHECKING:
     from xdyna_model.pipeline import XDynaPipeline
@@ -39,9 +39,11 @@ def animate(job: Job, say: Say = print) -> None:
     device = choose_device(job.device)
     dtype = choose_dtype(job.dtype, device)
     photo = read_reference(job.photo)
-    if job.length is not None:  # before the minutes that a model and a detector can take
+    first, *others = job.videos.values()
+    length = count_frames(first) if job.length is None and others else job.length
+    if length is not None:  # before the minutes that a model and a detector can take
         for path in job.videos.values():
-            check_length(path, job.length)
+            check_length(path, length)
     with _progress() as stage:
         pipeline = load(job, device, dtype, say)
         job = replace(

@@ -1,5 +1,11 @@
-"""Whether the components of a pipeline fit each other."""
+"""Whether the components of a pipeline fit each other, and can do what the pipeline asks of them."""
 
+import copy
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 from diffusers import AutoencoderKL, ControlNetModel
 from transformers import CLIPTextModel, CLIPVisionModelWithProjection
 
@@ -38,3 +44,43 @@ def check_fit(
     ):
         if any(number != made for number in (taken if isinstance(taken, list | tuple) else [taken])):  # of each level
             raise InputError(f"{maker} makes {made} channels, {taker} takes {taken}; take both from one model")
+
+
+def check_defaults(index: Mapping[str, Any]) -> None:
+    """Raises InputError where a default in a pipeline's index has a wrong type or is out of range; it may lack them."""
+    steps, guidance = index.get("default_steps", 1), index.get("default_guidance", 1)
+    shared = index.get("shared_noise", False)
+    if type(steps) is not int or steps < 1:
+        raise InputError(f"default_steps is {steps!r}, expected a whole number of at least 1")
+    if type(guidance) not in (int, float) or not 0 <= guidance <= sys.float_info.max:
+        raise InputError(f"default_guidance is {guidance!r}, expected a finite number of at least 0")
+    if type(shared) is not bool:
+        raise InputError(f"shared_noise is {shared!r}, expected true or false")
+
+
+def check_use(scheduler: Any, feature_extractor: Any, default_steps: int) -> None:
+    """Raises InputError where a pipeline cannot work with one of the two, or the scheduler has fewer steps."""
+    kind = type(feature_extractor).__name__
+    if not kind.startswith("CLIPImageProcessor"):  # one of several, by what else is installed
+        raise InputError(f"feature_extractor is a {kind}, expected CLIP's image processor, as CLIPImageProcessorPil")
+    try:
+        most = scheduler.config["num_train_timesteps"] - scheduler.config.get("steps_offset", 0)
+        if default_steps <= most:
+            _rehearse(copy.deepcopy(scheduler), default_steps)
+    except Exception as error:  # each kind of scheduler fails in its own way
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"scheduler is a {type(scheduler).__name__} that cannot denoise ({reason}), "
+            "expected one of diffusers that can, such as a DDIMScheduler with its defaults"
+        ) from error
+    if default_steps > most:
+        raise InputError(f"default_steps is {default_steps}, expected at most {most}, what the scheduler has")
+
+
+def _rehearse(scheduler: Any, steps: int) -> None:
+    """All that `XDynaPipeline` asks of a scheduler, once."""
+    sample = torch.zeros(1, 1, 1, 1, 1)
+    scheduler.set_timesteps(steps, device="cpu")
+    first = scheduler.timesteps[0]
+    noisy = scheduler.add_noise(sample, sample, first.reshape(1))
+    scheduler.step(scheduler.scale_model_input(noisy, first), first, noisy, return_dict=False)[0]

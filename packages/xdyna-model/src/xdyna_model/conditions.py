@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from xdyna_model.detectors import Detector
+from xdyna_model.detectors import Detector, Person, detection_scale
 from xdyna_model.errors import InputError
 from xdyna_model.face_map import draw_face, has_face
-from xdyna_model.images import gather
+from xdyna_model.images import FrameBuffer, fit
 from xdyna_model.pose_map import draw_pose
 
 
@@ -80,23 +80,29 @@ class Conditions:
 
     @classmethod
     def from_driving(
-        cls, frames: Iterable[np.ndarray], detector: Detector, progress: Callable[[int], None] | None = None
+        cls,
+        frames: Iterable[np.ndarray],
+        detector: Detector,
+        progress: Callable[[int], object] | None = None,
+        *,
+        size: tuple[int, int] | None = None,
     ) -> tuple[Self, DetectionReport]:
         """Finds the person in every frame and draws the maps.
 
-        frames: [H, W, 3] uint8 RGB each, all of the size that the conditions shall have, in order.
+        frames: [H, W, 3] uint8 RGB each, in order; an iterator is held one frame at a time.
         detector: a fresh one if it tracks. progress: called after each frame with the number of frames done.
+        size: (height, width) of the conditions. Each frame is cropped and scaled to it (`images.fit`), but the detector
+            sees it larger where it would be too small for faces to be found: give frames of their full size. None:
+            frames are of one size, which the conditions have, and are shown to the detector as they are.
 
         Frames that show nobody get blank maps, and are told in the report. Raises InputError where no frame shows a
-        person, there is no frame, or the frames differ in size.
+        person, there is no frame, or the frames differ in size and `size` is None.
         """
-        pose, face_local, face_global = [], [], []
+        pose, face_local, face_global = FrameBuffer(), FrameBuffer(), FrameBuffer()
         nobody: list[int] = []
         no_face = 0
-        for index, frame in enumerate(frames):
-            if pose and frame.shape != pose[0].shape:
-                raise InputError(f"frame {index} is {list(frame.shape)} but frame 0 is {list(pose[0].shape)}")
-            person = detector(frame)
+        for index, whole in enumerate(frames):
+            frame, person = (whole, detector(whole)) if size is None else _seen_larger(whole, detector, *size)
             if person is None:
                 nobody.append(index)
             elif not has_face(person):
@@ -107,14 +113,14 @@ class Conditions:
             face_global.append(face)
             if progress is not None:
                 progress(index + 1)
-        if not pose:
-            raise InputError("the driving video has no frames")
         count = len(pose)
+        if not count:
+            raise InputError("the driving video has no frames")
         if len(nobody) == count:
             raise InputError(
                 f"the driving video shows no person in any of its {count} frames: use one that shows a whole person"
             )
-        conditions = cls(gather(pose), gather(face_local), gather(face_global))
+        conditions = cls(pose.take(), face_local.take(), face_global.take())
         return conditions, DetectionReport(count, _runs(nobody), no_face)
 
     @property
@@ -132,12 +138,16 @@ class Conditions:
     def __len__(self) -> int:
         return self.num_frames
 
-    def __getitem__(self, frames: slice | Sequence[int] | np.ndarray) -> "Conditions":
-        """The conditions of these frames, in this order. A slice shares memory, a list of indices copies.
+    def __getitem__(self, frames: slice | Sequence[int] | Sequence[bool] | np.ndarray) -> "Conditions":
+        """The conditions of these frames, in this order: a slice, indices, or a mask of F booleans. A slice shares
+        memory, the others copy.
 
-        Raises IndexError for an index out of range, InputError for a choice of no frames.
+        Raises IndexError for an index out of range, for numbers that are none and for a mask of another length,
+        InputError for a choice of no frames.
         """
-        chosen = frames if isinstance(frames, slice) else np.asarray(frames, dtype=np.intp).reshape(-1)
+        chosen = frames if isinstance(frames, slice) else np.atleast_1d(np.asarray(frames))
+        if isinstance(chosen, np.ndarray) and chosen.size == 0:
+            chosen = chosen.astype(np.intp)  # an empty list is one of floats to NumPy
         return Conditions(self.pose[chosen], self.face_local[chosen], self.face_global[chosen])
 
     def pose_map(self, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -150,9 +160,17 @@ class Conditions:
         return torch.cat(parts, dim=1)
 
 
+def _seen_larger(frame: np.ndarray, detector: Detector, height: int, width: int) -> tuple[np.ndarray, Person | None]:
+    """The frame at height x width, and the person in it as a detector finds it in a larger one."""
+    scale = detection_scale(height, width)
+    large = fit(frame, height * scale, width * scale)
+    person = detector(large)
+    return fit(large, height, width), person and person.scaled(1 / scale)
+
+
 def _to_unit(pictures: np.ndarray, device: torch.device | str | None, dtype: torch.dtype) -> torch.Tensor:
     """[F, H, W, 3] uint8 or float32 -> [F, 3, H, W] in [0, 1], divided before it is rounded to `dtype`."""
-    pixels = torch.tensor(pictures, device=device)
+    pixels = torch.tensor(np.ascontiguousarray(pictures), device=device)  # torch knows no negative strides
     scale = 255 if pixels.dtype == torch.uint8 else 1
     return (rearrange(pixels, "f h w c -> f c h w").float() / scale).to(dtype).contiguous()
 

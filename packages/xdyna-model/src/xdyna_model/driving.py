@@ -1,6 +1,6 @@
 """What moves the photo: a driving video or ready-made condition videos, read into `Conditions`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from xdyna_model.conditions import Conditions
-from xdyna_model.detectors import DETECTION_SIDE, Detector, Person
-from xdyna_model.detectors.dwpose import DWPOSE_FILES, DWPoseDetector
+from xdyna_model.detectors import Detector
+from xdyna_model.detectors.dwpose import DWPoseDetector, dwpose_files
 from xdyna_model.detectors.mediapipe import MediapipeDetector
-from xdyna_model.errors import InputError
-from xdyna_model.images import fit, gather
+from xdyna_model.errors import naming
+from xdyna_model.images import FrameBuffer, fit
 from xdyna_model.job import Job
 from xdyna_model.video import frame_rate, iter_frames, read_frames
 
@@ -58,16 +58,13 @@ def read_motion(job: Job, height: int, width: int, stage: Stage) -> Motion:
         if name in videos:
             maps[name] = read_frames(videos[name], length, size=(height, width)).frames
             length = len(maps[name])
-    some = next(iter(maps.values()))
-    conditions = Conditions(**{name: maps.get(name, np.zeros_like(some)) for name in MAPS})
+    shape = next(iter(maps.values())).shape
+    conditions = Conditions(**{name: maps[name] if name in maps else np.zeros(shape, np.uint8) for name in MAPS})
     return Motion(conditions, driving, frame_rate(next(iter(videos.values()))), gaps)
 
 
 def _detector(dwpose: Path | None) -> AbstractContextManager[Detector]:
-    if dwpose is None:
-        return MediapipeDetector()
-    boxes, pose = (dwpose / name for name in DWPOSE_FILES)
-    return nullcontext(DWPoseDetector(boxes, pose))
+    return MediapipeDetector() if dwpose is None else nullcontext(DWPoseDetector(*dwpose_files(dwpose)))
 
 
 def _detect(
@@ -75,25 +72,17 @@ def _detect(
 ) -> tuple[np.ndarray, Conditions, str | None]:
     """Find the person in a video. Returns its frames and conditions, height x width pixels, and a line about gaps.
 
-    The detector sees enlarged frames, of which no more than one is in memory at a time.
+    Of the video's own frames no more than one is in memory at a time.
     """
-    scale = -(-DETECTION_SIDE // min(height, width))
-    frames: list[np.ndarray] = []
-    people: list[Person | None] = []
+    kept = FrameBuffer()
+
+    def frames() -> Iterator[np.ndarray]:
+        for frame in iter_frames(path, length):
+            kept.append(fit(frame, height, width))
+            yield frame
+
     advance = stage("finding the person", length)
-    for large in iter_frames(path, length, size=(height * scale, width * scale)):
-        person = detector(large)
-        people.append(person and person.scaled(1 / scale))
-        frames.append(fit(large, height, width))
-        advance()
-    seen = iter(people)
-
-    def recall(frame: np.ndarray) -> Person | None:
-        return next(seen)
-
-    try:
-        conditions, report = Conditions.from_driving(frames, recall)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    with naming(path):
+        conditions, report = Conditions.from_driving(frames(), detector, lambda _: advance(), size=(height, width))
     gaps = report.summary()
-    return gather(frames), conditions, gaps and f"{path.name}: {gaps}."
+    return kept.take(), conditions, gaps and f"{path.name}: {gaps}."

@@ -1,14 +1,16 @@
 """Pictures in: a photo as it is meant to be seen, and the crop and size that the model wants."""
 
 import warnings
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from xdyna_model.errors import InputError
 
 MIN_SIDE = 64  # pixels; below this there is nothing to animate (8 latents)
+_BLOCK = 64 * 2**20  # bytes; glibc keeps no freed piece of memory of more than 32 MiB
 # By EXIF's tag Orientation, what turns a stored picture upright. Pillow's `exif_transpose` does it too, but writes the
 # other tags anew, and fails at the first that has a wrong type.
 _TURNS = {
@@ -40,6 +42,8 @@ def read_reference(path: str | Path) -> np.ndarray:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         limit = (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise InputError(f"{path}: has more than {limit} million pixels; scale it down first") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except UnidentifiedImageError as error:
         raise InputError(f"{path}: is not a picture that can be read; save it as PNG or JPEG") from error
     # Pillow reports damage through whatever its decoders happen to raise.
@@ -97,19 +101,52 @@ def crop_box(h: int, w: int, height: int, width: int) -> tuple[int, int, int, in
     return left, 0, left + keep, h
 
 
-def gather(pictures: list[np.ndarray]) -> np.ndarray:
-    """`np.stack` that empties the list, so that no picture is in memory twice. [H, W, 3] each -> [F, H, W, 3]."""
-    whole = np.empty((len(pictures), *pictures[0].shape), pictures[0].dtype)
-    for index in reversed(range(len(pictures))):
-        whole[index] = pictures.pop()
-    return whole
+class FrameBuffer:
+    """Pictures of one size, [H, W, 3] uint8 each, one after another into one array, in little more memory than that.
+
+    They are kept in blocks so large that the C library gives each back to the system at once: of single pictures, freed
+    among others that stay, it would keep the space.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: list[np.ndarray] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """[H, W, 3] of the pictures; None where there is none yet."""
+        return self._blocks[0].shape[1:] if self._blocks else None
+
+    def append(self, picture: np.ndarray) -> None:
+        """Raises InputError for a picture of another size than the first."""
+        if picture.shape != (self.shape or picture.shape):
+            raise InputError(f"frame {self._count} is {list(picture.shape)} but frame 0 is {list(self.shape or ())}")
+        if not self._blocks or self._count % len(self._blocks[0]) == 0:
+            self._blocks.append(np.empty((-(-_BLOCK // max(1, picture.size)), *picture.shape), np.uint8))
+        self._blocks[-1][self._count % len(self._blocks[0])] = picture
+        self._count += 1
+
+    def take(self) -> np.ndarray:
+        """All pictures, [F, H, W, 3]; F is at least 1. The buffer is empty after it."""
+        whole = np.empty((self._count, *self._blocks[0].shape[1:]), np.uint8)
+        while self._blocks:
+            block = self._blocks.pop()
+            part = whole[len(self._blocks) * len(block) :][: len(block)]
+            part[:] = block[: len(part)]
+        self._count = 0
+        return whole
 
 
 def upright(image: Image.Image) -> np.ndarray:
-    """A picture as it is meant to be seen: turned as its EXIF data say, on white where it is transparent.
+    """A picture as it is meant to be seen: turned as its EXIF data say, in sRGB where it has a colour profile, on white
+    where it is transparent.
 
-    image: any mode of Pillow. Returns [H, W, 3] uint8 RGB. Raises ValueError for floating-point pixels.
+    image: any mode of Pillow. Returns [H, W, 3] uint8 RGB. Raises InputError for floating-point pixels.
     """
+    image.load()  # Pillow turns a TIFF by itself when it loads it, and takes the tag away
     turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     if turn is not None:
         image = image.transpose(turn)
@@ -117,9 +154,26 @@ def upright(image: Image.Image) -> np.ndarray:
         grey = np.asarray(image).astype(np.float64).clip(0, 65535) / 257
         return np.repeat(grey.round().astype(np.uint8)[..., None], 3, axis=-1)
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no agreed range")
+        raise InputError("floating-point pixels have no agreed range; save it as PNG or JPEG")
+    image = _in_srgb(image)
     if image.has_transparency_data:
         colours = image.convert("RGBA")
         white = Image.new("RGBA", colours.size, "white")
         image = Image.alpha_composite(white, colours)
     return np.asarray(image.convert("RGB"))
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """The picture in sRGB, or as it is where it has no other profile, or one that cannot be used."""
+    profile = image.info.get("icc_profile")
+    if not profile:
+        return image
+    if image.mode in ("P", "PA", "LA"):  # the profile is of the colours that these stand for
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    try:
+        source, target = ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB")
+        mode = "RGBA" if image.mode == "RGBA" else "RGB"
+        converted = ImageCms.profileToProfile(image, source, target, outputMode=mode)
+    except (ImageCms.PyCMSError, OSError):  # damaged, or of other channels than the picture's
+        return image
+    return image if converted is None else converted

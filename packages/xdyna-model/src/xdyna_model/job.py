@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from xdyna_model.detectors.dwpose import dwpose_files
 from xdyna_model.errors import InputError
 from xdyna_model.images import MIN_SIDE, check_file
 from xdyna_model.outputs import check_output
@@ -83,6 +84,8 @@ def check_job(job: Job) -> None:
     check_file(job.photo, "picture")
     for path in job.videos.values():
         check_file(path, "video")
+    if job.dwpose is not None:
+        _check_dwpose(job, job.dwpose)
     if job.out.suffix.lower() != ".mp4":
         raise InputError(f"--out {job.out}: the result is an MP4 file; give a name that ends in .mp4")
     for path in job.outputs:
@@ -100,6 +103,18 @@ def check_job(job: Job) -> None:
         )
     if job.fps is not None and not 1 <= job.fps <= 240:
         raise InputError(f"--fps {job.fps}: must lie between 1 and 240")
+
+
+def _check_dwpose(job: Job, folder: Path) -> None:
+    """Raises InputError where nothing will be detected, and what `dwpose_files` does."""
+    if job.driving is None:
+        raise InputError(f"--dwpose {folder}: finds people in a driving video; give one, or leave --dwpose out")
+    if len(job.videos) == len(VIDEOS):
+        raise InputError(
+            f"--dwpose {folder}: has nothing to find, as the pose and both faces are ready-made; leave one of the "
+            "four out"
+        )
+    dwpose_files(folder)
 
 
 def choose_size(job: Job, default_height: int, default_width: int) -> tuple[int, int]:

@@ -6,8 +6,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from xdyna_model import checkpoints
-from xdyna_model.component_fit import check_fit
-from xdyna_model.errors import InputError
+from xdyna_model.component_fit import check_defaults, check_fit, check_use
+from xdyna_model.errors import InputError, naming
 from xdyna_model.hub import download
 from xdyna_model.image_tokens import ImageProjection
 from xdyna_model.outputs import staged_folder
@@ -53,21 +52,27 @@ def load_pipeline(source: str | Path, dtype: torch.dtype = torch.float32) -> XDy
 
     Raises:
         InputError: no such folder or model, a component is missing or damaged, a tensor is missing, unexpected,
-            of the wrong shape or not finite, or two components do not fit each other; the message names it.
+            of the wrong shape or not finite, two components do not fit each other, a default is out of range, or a
+            scheduler or image processor is of a kind that cannot be used; the message names it.
     """
     folder = _local_folder(source)
     index = _read_index(folder)
     components = [p.name for p in inspect.signature(XDynaPipeline.__init__).parameters.values() if p.default is p.empty]
     if absent := [name for name in components if name != "self" and not _names_class(index.get(name))]:
         raise InputError(f"{folder}: not an X-Dyna pipeline, model_index.json lacks {', '.join(absent)}")
+    with naming(folder / INDEX):
+        check_defaults(index)
     modules = {name: load_component(_kind(name, index), folder / name, dtype) for name in _WEIGHTS}
     modules["tokenizer"] = load_tokenizer(folder / "tokenizer")
     with naming(folder):
         check_fit(**modules)
     try:
-        return XDynaPipeline.from_pretrained(folder, **modules)
+        pipeline = XDynaPipeline.from_pretrained(folder, **modules)
     except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
         raise InputError(f"{folder}: {_first_line(error)}") from error
+    with naming(folder / INDEX):
+        check_use(pipeline.scheduler, pipeline.feature_extractor, pipeline.default_steps)
+    return pipeline
 
 
 def convert(
@@ -134,25 +139,35 @@ def read_released(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path, part: str) -> dict[str, Tensor]:
-    """The named tensors under one key of a checkpoint file, or all of it where it has no such key.
+    """The named tensors of one part of a checkpoint file, or all of it where it has no such part: what lies under that
+    key, or, as in safetensors, which cannot nest, what has it before its names.
 
     Raises InputError as `read_released` does, and where there is anything but tensors or one is not finite.
     """
     with naming(path):
-        released = read_released(path)
-        return _tensors(path, released.get(part, released))
+        return _tensors(_part(_part(read_released(path), "state_dict"), part))
+
+
+def _part(state: Any, name: str) -> Any:
+    """A part of a checkpoint, without its name, or all of it."""
+    if not isinstance(state, dict):
+        return state
+    if name in state:
+        return state[name]
+    named = ((key, value) for key, value in state.items() if isinstance(key, str) and key.startswith(f"{name}."))
+    return {key.removeprefix(f"{name}."): value for key, value in named} or state
 
 
 def _convert_unet(path: Path) -> XDynaUNet:
     with naming(path):
-        released = _tensors(path, read_released(path))
+        released = _tensors(read_released(path))
         config, state = checkpoints.unet_config(released), checkpoints.convert_unet(released)
         return _fill(XDynaUNet, config, state)
 
 
 def _convert_controlnet(path: Path, conditioning_channels: int) -> ControlNetModel:
     with naming(path):
-        released = _tensors(path, read_released(path))
+        released = _tensors(read_released(path))
         config, state = checkpoints.controlnet_config(released), checkpoints.convert_controlnet(released)
         if (channels := config["conditioning_channels"]) != conditioning_channels:
             kind = "pose" if conditioning_channels == 3 else "face"
@@ -175,17 +190,8 @@ def _fill(kind: type[nn.Module], config: dict[str, Any], state: dict[str, Tensor
     return module.eval()
 
 
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Puts the file's name before what is wrong with its tensors."""
-    try:
-        yield
-    except InputError as error:
-        raise error if str(error).startswith(str(path)) else InputError(f"{path}: {error}") from error
-
-
-def _tensors(path: Path, state: dict[str, Any]) -> dict[str, Tensor]:
-    state = state.get("state_dict", state)
+def _tensors(state: Any) -> dict[str, Tensor]:
+    state = _part(state, "state_dict")
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError("holds other things than tensors; expected named tensors, or those under 'state_dict'")
     _check_finite(state.items())

@@ -15,8 +15,8 @@ from av.stream import Disposition
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from av.video.stream import VideoStream
 
-from xdyna_model.errors import InputError
-from xdyna_model.images import check_file, fit, gather
+from xdyna_model.errors import InputError, naming
+from xdyna_model.images import FrameBuffer, check_file, fit
 from xdyna_model.outputs import staged
 
 # What FFmpeg opens as a video although it is none: text drawn as a terminal would, and single pictures.
@@ -35,9 +35,13 @@ class VideoClip:
 
 
 def read_frames(path: str | Path, num_frames: int | None = None, *, size: tuple[int, int] | None = None) -> VideoClip:
-    """All of `iter_frames` (same arguments, same errors) and the frame rate."""
-    frames = gather(list(iter_frames(path, num_frames, size=size)))
-    return VideoClip(frames, frame_rate(path))
+    """All of `iter_frames` (same arguments, same errors) and the frame rate. Also raises InputError for a video that
+    changes its size, where `size` is None."""
+    frames = FrameBuffer()
+    with naming(Path(path)):
+        for frame in iter_frames(path, num_frames, size=size):
+            frames.append(frame)
+    return VideoClip(frames.take(), frame_rate(path))
 
 
 def iter_frames(
@@ -47,8 +51,11 @@ def iter_frames(
 
     size: (height, width) to crop and scale each frame to (`images.fit`); None keeps the video's.
     Yields [H, W, 3] uint8 RGB. Raises InputError: a missing or empty file, a folder, a file that is no video; and
-    after the frames that there are, a damaged or cut-off file, or one of fewer than `num_frames` frames.
+    after the frames that there are, a damaged or cut-off file, or one of fewer than `num_frames` frames, of which
+    there must be one at least.
     """
+    if num_frames is not None and num_frames < 1:
+        raise InputError(f"{path}: {num_frames} frames were asked for; ask for one at least")
     count = 0
     for frame in islice(_decode(Path(path)), num_frames):
         yield frame if size is None else fit(frame, *size)
@@ -69,6 +76,17 @@ def check_length(path: str | Path, num_frames: int) -> None:
             return
     if count < num_frames:
         raise _too_short(path, count, num_frames)
+
+
+def count_frames(path: str | Path) -> int:
+    """How many frames of a video can be decoded, up to the first damage: what a file declares and the packets in it can
+    be more. Raises InputError: what `iter_frames` finds wrong before the first frame.
+    """
+    count = 0
+    with _open(Path(path)) as (container, stream), suppress(av.FFmpegError):
+        for _ in container.decode(stream):
+            count += 1
+    return count
 
 
 def frame_rate(path: str | Path) -> float:
@@ -92,8 +110,9 @@ def crop_and_resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float, crf: float = 16) -> None:
     """Write an MP4 file (H.264, 4:2:0), whole or not at all.
 
-    frames: [H, W, 3] uint8 RGB each; fps: frames per second; crf: 0 (lossless) to 51, constant quality.
-    The same frames give the same bytes. Raises InputError where the file cannot be written (`outputs.staged`).
+    frames: [H, W, 3] uint8 RGB each, of one size; fps: frames per second, from `SLOWEST` to `FASTEST`; crf: 0
+    (lossless) to 51, constant quality. The same frames give the same bytes. Raises ValueError where that is not so, and
+    InputError where the file cannot be written (`outputs.staged`).
     """
     with staged(path) as [draft]:
         encode_video(draft, frames, fps, crf)
@@ -107,15 +126,19 @@ def encode_video(
     keyframe_every: int | None = None,
     pix_fmt: Literal["yuv420p", "yuv444p"] = "yuv420p",
 ) -> None:
-    """`write_video` into a file that may be left behind half-written. Raises OSError and ValueError (no frames).
+    """`write_video` into a file that may be left behind half-written. Raises OSError and ValueError.
 
     keyframe_every: frames from one key frame to the next, at most; a reader that jumps decodes so many in vain. None
     leaves it to x264 (250). pix_fmt: "yuv444p" keeps all of the colour, which not every player shows.
     """
+    if not SLOWEST <= fps <= FASTEST:
+        raise ValueError(f"a video of {fps} frames per second; expected {SLOWEST:g} to {FASTEST:g}")
     with av.open(f"file:{path}", "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream: VideoStream | None = None
-        rate = Fraction(fps).limit_denominator(1001)
+        rate, shape = Fraction(fps).limit_denominator(1001), None
         for index, array in enumerate(frames):
+            if array.shape != (shape := shape or array.shape):
+                raise ValueError(f"frame {index} is {list(array.shape)} but frame 0 is {list(shape)}")
             frame = np.pad(array, ((0, array.shape[0] % 2), (0, array.shape[1] % 2), (0, 0)), mode="edge")
             if stream is None:
                 stream = container.add_stream("libx264", rate)
@@ -237,7 +260,7 @@ def _promised_seconds(stream: VideoStream) -> float:
 
 
 def _too_short(path: str | Path, count: int, asked: int) -> InputError:
-    return InputError(f"{path}: has {count} frames, {asked} were asked for; ask for at most {count} frames")
+    return InputError(f"{path}: has {count} frames, {asked} are needed; ask for at most {count} frames")
 
 
 def _damaged(path: Path, count: int) -> InputError:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 from xdyna_model.detectors import Person
-from xdyna_model.detectors.dwpose import DWPOSE_FILES, DWPoseDetector
+from xdyna_model.detectors.dwpose import DWPoseDetector, dwpose_files
 from xdyna_model.detectors.mediapipe import MediapipeDetector
 from xdyna_model.detectors.person_mask import PersonMask
 from xdyna_model.pose_map import MIN_CONFIDENCE
@@ -39,11 +39,7 @@ class EmbeddedFinder:
 
     def __init__(self, dwpose: Path | None = None) -> None:
         self._mask = PersonMask()
-        if dwpose is None:
-            self._detector = MediapipeDetector()
-        else:
-            boxes, pose = (dwpose / name for name in DWPOSE_FILES)
-            self._detector = DWPoseDetector(boxes, pose)
+        self._detector = MediapipeDetector() if dwpose is None else DWPoseDetector(*dwpose_files(dwpose))
 
     def restart(self) -> None:
         if isinstance(self._detector, MediapipeDetector):

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from einops import reduce
-from xdyna_model.detectors import DETECTION_SIDE
+from xdyna_model.detectors import detection_scale
 from xdyna_model.errors import InputError
 from xdyna_model.images import fit
 from xdyna_model.outputs import staged
@@ -199,7 +199,7 @@ def _moments(
                 seen[index] = shows_somebody(finder, cut_out(frame, piece.window, *whole_window))
             yield cut_out(frame, piece.window, height, width), None, nowhere
         return
-    scale = -(-DETECTION_SIDE // min(height, width))
+    scale = detection_scale(height, width)
     for index, frame in enumerate(frames, piece.first):
         large = cut_out(frame, piece.window, height * scale, width * scale)
         person = finder.person(large)

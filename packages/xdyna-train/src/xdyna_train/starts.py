@@ -11,13 +11,12 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPVisionModelWithProjection
 from xdyna_model import checkpoints
 from xdyna_model.component_fit import check_fit
-from xdyna_model.errors import InputError
+from xdyna_model.errors import InputError, naming
 from xdyna_model.model_folder import (
     convert_image_projection,
     load_component,
     load_pipeline,
     load_tokenizer,
-    naming,
     read_tensors,
 )
 from xdyna_model.nano import GPU_SIZE, nano_pipeline

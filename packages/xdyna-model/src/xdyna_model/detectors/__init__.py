@@ -5,8 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-# Detectors see frames whose shorter side is at least this long: they find no faces at the nano model's size.
-DETECTION_SIDE = 512  # pixels
+_DETECTION_SIDE = 512  # pixels
 
 # Order of `Person.body`: the first fourteen keypoints of OpenPose's eighteen. "right" is the person's own right.
 BODY = (
@@ -46,6 +45,12 @@ class Person:
         """The person as in a frame whose sides are `factor` times as long."""
         by = np.array([factor, factor, 1], np.float32)  # x, y, confidence
         return Person(self.body * by, self.hands * by, self.face * by)
+
+
+def detection_scale(height: int, width: int) -> int:
+    """How many times as large as height x width a frame should be for a detector to see it: the shorter side has 512
+    pixels at least then. At the nano model's size detectors find no faces."""
+    return -(-_DETECTION_SIDE // min(height, width))
 
 
 class Detector(Protocol):

@@ -12,6 +12,7 @@ from xdyna_model.detectors import BODY, Person
 from xdyna_model.detectors.simcc import BINS, crop_affine, decode_simcc, warp
 from xdyna_model.detectors.yolox import decode_yolox, letterbox, suppress
 from xdyna_model.errors import InputError
+from xdyna_model.images import check_file
 from xdyna_model.onnx_session import open_session
 
 DWPOSE_FILES = ("yolox_l.onnx", "dw-ll_ucoco_384.onnx")  # as published
@@ -38,6 +39,19 @@ _COCO = {
     "right_ankle": 16,
 }
 _FACE, _LEFT_HAND, _RIGHT_HAND = slice(23, 91), slice(91, 112), slice(112, 133)
+
+
+def dwpose_files(folder: Path) -> tuple[Path, Path]:
+    """The two files in a folder, as `DWPoseDetector` takes them.
+
+    Raises InputError where there is no such folder, or a file is not there, is empty or may not be read.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give the one that holds {' and '.join(DWPOSE_FILES)}")
+    boxes, pose = (folder / name for name in DWPOSE_FILES)
+    for path in (boxes, pose):
+        check_file(path, "DWPose model")
+    return boxes, pose
 
 
 class DWPoseDetector:
