@@ -16,6 +16,7 @@ from xdyna_model.images import fit
 from xdyna_model.model_folder import load_pipeline
 from xdyna_model.motion import MotionModule
 from xdyna_model.nano import CPU_SIZE, GPU_SIZE, nano_pipeline
+from xdyna_model.pipeline import XDynaPipeline
 from xdyna_model.pixel_codec import PixelCodec
 from xdyna_model.positional_encoding import (
     DRIFTS,
@@ -51,6 +52,12 @@ def test_a_fresh_interpreter_loads_the_pipeline_by_its_class() -> None:
 @pytest.fixture(scope="module")
 def untrained():
     return nano_pipeline()
+
+
+def test_parts_make_another_pipeline(untrained):
+    again = XDynaPipeline.from_pipe(untrained)
+    assert again.unet is untrained.unet
+    assert again.config["shared_noise"] == untrained.config["shared_noise"]
 
 
 def test_pixel_codec_loses_nothing():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler, LCMScheduler
 from PIL import Image
 from xdyna_model.conditions import Conditions
 from xdyna_model.pipeline import XDynaPipeline
@@ -240,10 +241,14 @@ def test_first_timestep_of_the_released_schedule(pipeline):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"conditions": maps(2, 68, 64)}, "conditions are 64x68, expected multiples of 8"),
+        ({"conditions": maps(2, 68, 64)}, "size is 64x68, expected multiples of 8"),
         ({"conditions": maps(2, 32, 64)}, "of at least 64 pixels"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
-        ({"num_inference_steps": 1000}, "num_inference_steps is 1000, expected 1 to 999"),
+        ({"num_inference_steps": 2.0}, "num_inference_steps is 2.0, expected a whole number"),
+        ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"prompt": ["a dancer"]}, "one string each"),
+        ({"num_inference_steps": 1000}, "num_inference_steps is 1000, expected a whole number from 1 to 999"),
         ({"window_size": 25}, "window_size is 25, expected 1 to 24"),
         ({"window_overlap": 16}, "overlap is 16"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"has \['noise'\], there are only latents"),
@@ -254,3 +259,31 @@ def test_first_timestep_of_the_released_schedule(pipeline):
 def test_what_does_not_fit_is_named(pipeline, options, message):
     with pytest.raises(ValueError, match=message):
         run(pipeline, **options)
+
+
+def test_parts_called_alone_name_what_does_not_fit(pipeline):
+    encoded = pipeline.encode(PICTURE, 64, 64, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="size is 65x64, expected multiples of 8"):
+        pipeline.encode(PICTURE, 64, 65)
+    with pytest.raises(ValueError, match="generator is a list, expected one"):
+        pipeline.encode(PICTURE, 64, 64, generator=[torch.Generator()])
+    with pytest.raises(ValueError, match="conditions are 64x72, but the reference was encoded at 64x64"):
+        pipeline.denoise(encoded, maps(3, 72, 64), num_inference_steps=2)
+    with pytest.raises(ValueError, match="num_inference_steps is 0"):
+        pipeline.denoise(encoded, CONDITIONS, num_inference_steps=0)
+    windows = [[[0, 1, 2]], [[0], [2]]]
+    with pytest.raises(ValueError, match=r"no window of step 1 has the frames \[1\]"):
+        pipeline.denoise(encoded, CONDITIONS, num_inference_steps=2, schedule=windows.__getitem__)
+    for output_type in ("gif", "latent"):
+        with pytest.raises(ValueError, match=f"output_type is '{output_type}', expected one of pil, np, pt"):
+            pipeline.decode(encoded.latent, output_type)
+
+
+@pytest.mark.parametrize("kind", [DDPMScheduler, LCMScheduler])
+def test_a_seed_decides_what_a_scheduler_draws(pipeline, monkeypatch, kind):
+    monkeypatch.setattr(pipeline, "scheduler", kind.from_config(pipeline.scheduler.config))
+    state = torch.get_rng_state()
+    first = run(pipeline)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1)
+    assert np.array_equal(first, run(pipeline))

@@ -53,6 +53,20 @@ def test_what_is_written_is_read(tmp_path: Path, count: int, height: int, width:
     assert np.abs(seen.mean((0, 1, 2)) - colour).max() < 5
 
 
+@pytest.mark.parametrize("fps", [0, -1, 1e-4, 241, float("nan"), float("inf")])
+def test_a_rate_that_no_video_has(tmp_path: Path, fps: float) -> None:
+    with pytest.raises(ValueError, match=r"frames per second; expected 0\.01 to 240"):
+        write_video(tmp_path / "a.mp4", noise(1), fps=fps)
+    assert not list(tmp_path.iterdir())
+
+
+def test_frames_of_two_sizes(tmp_path: Path) -> None:
+    frames = [np.zeros((32, 32, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)]
+    with pytest.raises(ValueError, match=r"frame 1 is \[16, 16, 3\] but frame 0 is \[32, 32, 3\]"):
+        write_video(tmp_path / "a.mp4", frames, fps=8)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt(), ValueError()])
 @pytest.mark.parametrize("there_before", [False, True])
 def test_a_fault_half_way_leaves_nothing(tmp_path: Path, fault: BaseException, there_before: bool) -> None:

@@ -20,8 +20,8 @@ app = typer.Typer(
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run `xdyna` with argv, or the process's arguments, and exit: 0 done, 2 bad input (one line on stderr says
-    what), 130 interrupted. Any other failure is a defect here and raises."""
+    """Run `xdyna` with argv, or the process's arguments, and exit: 0 done, 2 bad input (stderr says what: one line, or
+    typer's box where an option itself is wrong), 130 interrupted. Any other failure is a defect here and raises."""
     with refusing("xdyna", "lower --width and --height, or --frames, or use --dtype bf16 or fp16"):
         app(args=argv, prog_name="xdyna")
     raise AssertionError("typer exits by itself")
@@ -83,7 +83,9 @@ def convert(
     pose: Annotated[Path, typer.Option(help="Released pose ControlNet, controlnet-checkpoint-epoch-5.ckpt.")],
     face: Annotated[Path, typer.Option(help="Released face ControlNet, controlnet-face-checkpoint-epoch-2.ckpt.")],
     image_encoder: Annotated[Path, typer.Option(help="Folder of the CLIP image encoder of IP-Adapter.")],
-    ip_adapter: Annotated[Path, typer.Option(help="IP-Adapter-Plus weights, ip-adapter-plus_sd15.bin.")],
+    ip_adapter: Annotated[
+        Path, typer.Option(help="IP-Adapter-Plus weights, ip-adapter-plus_sd15.bin or .safetensors.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write, for --model of animate.")],
 ) -> None:
     """Turn the released files into one model folder. Every weight must be there and fit."""

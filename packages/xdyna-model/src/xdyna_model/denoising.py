@@ -1,6 +1,10 @@
 """From noise to the latents of a clip: the denoising loop, with guidance, over windows of long clips."""
 
+import inspect
+import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
+from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -76,12 +80,18 @@ class Denoising(ReferenceEncoding):
             [1, C, F, h, w] latents.
 
         Raises:
-            ValueError: `latents` of another shape, or tensors asked for that there are not.
+            ValueError: a number out of its range, conditions of another size than the reference was encoded at,
+                `latents` of another shape, a schedule that leaves frames out, or tensors asked for that there are not.
         """
         if other := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(other)}, there are only latents")
         num_inference_steps = self.default_steps if num_inference_steps is None else num_inference_steps
         guidance_scale = self.default_guidance if guidance_scale is None else guidance_scale
+        self._check_numbers(num_inference_steps, guidance_scale)
+        size = tuple(side * self.vae_scale_factor for side in encoded.latent.shape[3:])
+        if size != (conditions.height, conditions.width):
+            shown = f"{conditions.width}x{conditions.height}"
+            raise ValueError(f"conditions are {shown}, but the reference was encoded at {size[1]}x{size[0]}")
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         frames = conditions.num_frames
         if latents is None:
@@ -90,16 +100,29 @@ class Denoising(ReferenceEncoding):
             raise ValueError(f"latents are {list(latents.shape)}, expected {list(expected)}")
         current = latents.to(encoded.latent)
         schedule = schedule or self._random_windows(frames, window_size, window_overlap, wrap, generator)
+        # Some schedulers draw noise at every step.
+        draws = "generator" in inspect.signature(self.scheduler.step).parameters
+        options: dict[str, Any] = {"return_dict": False} | ({"generator": generator} if draws else {})
         with self.progress_bar(total=num_inference_steps) as progress:  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
             for step, timestep in enumerate(self.scheduler.timesteps):
-                noise = self._predict_noise(encoded, conditions, current, timestep, schedule(step), guidance_scale)
-                current: Tensor = self.scheduler.step(noise, timestep, current, return_dict=False)[0]
+                step_windows = schedule(step)
+                if left_out := sorted(set(range(frames)).difference(*step_windows)):
+                    raise ValueError(f"no window of step {step} has the frames {left_out}")
+                noise = self._predict_noise(encoded, conditions, current, timestep, step_windows, guidance_scale)
+                current: Tensor = self.scheduler.step(noise, timestep, current, **options)[0]
                 if callback_on_step_end is not None:
                     tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, current)
                     changed = callback_on_step_end(self, step, timestep, tensors)
                     current = changed["latents"] if changed and "latents" in changed else current
                 progress.update()
         return current
+
+    def _check_numbers(self, steps: int, guidance_scale: float) -> None:
+        most = self.scheduler.config["num_train_timesteps"] - self.scheduler.config.get("steps_offset", 0)
+        if not isinstance(steps, Integral) or not 1 <= steps <= most:
+            raise ValueError(f"num_inference_steps is {steps}, expected a whole number from 1 to {most}")
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"guidance_scale is {guidance_scale}, expected a number; 1 and below turn it off")
 
     def _predict_noise(
         self,

@@ -19,9 +19,7 @@ from xdyna_model.denoising import Denoising
 from xdyna_model.hub import download
 from xdyna_model.image_tokens import ImageProjection
 from xdyna_model.pixel_codec import PixelCodec
-from xdyna_model.positional_unet import (
-    PositionalUNet,  # noqa: F401  diffusers loads a component only of a module that is imported
-)
+from xdyna_model.positional_unet import PositionalUNet
 from xdyna_model.unet import XDynaUNet
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -54,7 +52,7 @@ class XDynaPipeline(Denoising):
         vae: AutoencoderKL | PixelCodec,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
-        unet: XDynaUNet,
+        unet: XDynaUNet | PositionalUNet,
         controlnet: ControlNetModel,
         controlnet_face: ControlNetModel,
         image_encoder: CLIPVisionModelWithProjection,
@@ -118,7 +116,8 @@ class XDynaPipeline(Denoising):
 
     def decode(self, latents: Tensor, output_type: str = "pt") -> list[list[Image.Image]] | np.ndarray | Tensor:
         """Latents [1, C, F, h, w] to frames as `XDynaPipelineOutput` describes them. "pil" and "np" leave the device
-        one by one."""
+        one by one. Raises ValueError for another `output_type` than "pil", "np" and "pt"."""
+        _check_output_type(output_type, OUTPUT_TYPES[:3])
         frames = self.iter_decoded(latents)
         if output_type == "pt":
             return torch.stack(list(frames))[None]
@@ -167,7 +166,11 @@ class XDynaPipeline(Denoising):
         num_inference_steps = self.default_steps if num_inference_steps is None else num_inference_steps
         guidance_scale = self.default_guidance if guidance_scale is None else guidance_scale
         guidance = guidance_scale > 1
-        self._check(conditions, num_inference_steps, window_size, output_type)
+        self._check_numbers(num_inference_steps, guidance_scale)
+        longest = self.unet.config["motion_max_seq_length"]
+        if not 1 <= window_size <= longest:
+            raise ValueError(f"window_size is {window_size}, expected 1 to {longest}, what the motion modules know")
+        _check_output_type(output_type, OUTPUT_TYPES)
         encoded = self.encode(
             reference,
             conditions.height,
@@ -194,20 +197,10 @@ class XDynaPipeline(Denoising):
         self.maybe_free_model_hooks()
         return XDynaPipelineOutput(frames=frames) if return_dict else (frames,)
 
-    def _check(self, conditions: Conditions, steps: int, window_size: int, output_type: str) -> None:
-        factor, smallest = self.vae_scale_factor, 8 * self.vae_scale_factor
-        height, width, longest = conditions.height, conditions.width, self.unet.config["motion_max_seq_length"]
-        if height % factor or width % factor or min(height, width) < smallest:
-            raise ValueError(
-                f"conditions are {width}x{height}, expected multiples of {factor} of at least {smallest} pixels"
-            )
-        most = self.scheduler.config["num_train_timesteps"] - self.scheduler.config["steps_offset"]
-        if not 1 <= steps <= most:
-            raise ValueError(f"num_inference_steps is {steps}, expected 1 to {most}")
-        if not 1 <= window_size <= longest:
-            raise ValueError(f"window_size is {window_size}, expected 1 to {longest}, what the motion modules know")
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type is {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
+
+def _check_output_type(output_type: str, known: Sequence[str]) -> None:
+    if output_type not in known:
+        raise ValueError(f"output_type is {output_type!r}, expected one of {', '.join(known)}")
 
 
 def _sides(sample_size: int | tuple[int, int] | list[int]) -> tuple[int, int]:

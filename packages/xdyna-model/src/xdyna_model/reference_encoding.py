@@ -29,6 +29,8 @@ class EncodedReference:
 class ReferenceEncoding(DiffusionPipeline):
     """The part of `XDynaPipeline` that encodes, before a denoiser runs."""
 
+    vae_scale_factor: int  # pixels to a latent
+
     @property
     def default_guidance(self) -> float:
         """Guidance where a call does not say."""
@@ -54,8 +56,18 @@ class ReferenceEncoding(DiffusionPipeline):
             guidance: whether to encode what is guided away from, too. None is whether the model's own guidance asks.
 
         Raises:
-            ValueError: an array of another shape or dtype, or a picture of floating-point pixels.
+            ValueError: an array of another shape or dtype, a picture of floating-point pixels, sides that are not whole
+                latents or less than 8 of them, prompts that are no strings, or several generators for the one clip.
         """
+        factor = self.vae_scale_factor
+        if height % factor or width % factor or min(height, width) < 8 * factor:
+            raise ValueError(
+                f"the size is {width}x{height}, expected multiples of {factor} of at least {8 * factor} pixels"
+            )
+        if not isinstance(prompt, str) or not isinstance(negative_prompt, str):
+            raise ValueError("prompt and negative_prompt are one string each: one clip is made")
+        if not isinstance(generator, torch.Generator | None):
+            raise ValueError(f"generator is a {type(generator).__name__}, expected one torch.Generator")
         picture = upright(reference) if isinstance(reference, Image.Image) else _checked(reference)
         guidance = self.default_guidance > 1 if guidance is None else guidance
         return EncodedReference(
