@@ -58,7 +58,7 @@ LOOP = """
 import sys
 import torch
 from torch.utils.data import DataLoader
-from xdyna_train.termination import noted_termination, pass_over_first_termination, pass_over_first_termination
+from xdyna_train.termination import noted_termination, pass_over_first_termination
 
 if __name__ == "__main__":
     with noted_termination() as come:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -160,8 +161,18 @@ def test_a_clip_that_cannot_be_read_is_passed_over_and_named(
 def test_clips_none_of_which_can_be_read_end_in_one_line(
     workers: int, tmp_path: Path, new_pipeline: Callable, waves: Any, steps: Callable[..., Config]
 ) -> None:
-    with pytest.raises(InputError, match=r"^20 clips in a row cannot be read, the last: clip-\d+.mp4: cannot be read$"):
+    before = set(multiprocessing.active_children())
+    message = r"^20 clips in a row cannot be read, the last: clip-\d+.mp4: cannot be read$"
+    with pytest.raises(InputError, match=message) as raised:
         fit(new_pipeline(), Unreadable(waves, 1.0), steps(1, workers=workers), tmp_path)
+    # Though the error is kept, as an interactive session does. PyTorch gives them five seconds, then does not wait.
+    assert raised
+    assert not [child for child in multiprocessing.active_children() if child not in before and not ended(child)]
+
+
+def ended(child: multiprocessing.Process) -> bool:
+    child.join(60)
+    return not child.is_alive()
 
 
 def test_a_step_that_overflows_is_passed_over_and_the_scale_is_kept(

@@ -176,10 +176,14 @@ class _Stage:
             worker_init_fn=pass_over_first_termination,
             pin_memory=accelerator.device.type == "cuda",
         )
+        batches = iter(loader)
         try:
-            yield from loader
+            yield from batches
         except InputError as error:  # a worker's comes with its traceback before the message
             raise InputError(str(error).rstrip().rpartition("InputError: ")[2]) from error
+        finally:
+            # By itself PyTorch waits for nobody to know the iterator any more, as the traceback of an error does.
+            getattr(batches, "_shutdown_workers", lambda: None)()
 
     def _step(self, model: nn.Module, optimizer: Any, learning: list, batches: Iterator[Batch], step: int) -> dict:
         accelerator, parts = self.accelerator, self.config.accumulate
