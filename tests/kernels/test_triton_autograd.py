@@ -63,6 +63,25 @@ def test_forward_mode_derivatives_are_refused_and_not_dropped():
     assert found.abs().max() > 1
 
 
+@pytest.mark.parametrize("inner", ["jvp", "grad"])
+def test_forward_mode_around_another_derivative_is_refused_too(inner):
+    """The tensors show only the innermost."""
+    q, *others = inputs().values()
+    one = torch.ones(())
+
+    def within(backend):
+        def scaled(x, z):
+            return reference_attention(x, *others, backend=backend) * z
+
+        if inner == "grad":
+            return lambda x: torch.func.grad(lambda z: scaled(x, z).sum())(one)
+        return lambda x: torch.func.jvp(lambda z: scaled(x, z), (one,), (one,))[1]
+
+    assert torch.func.jvp(within("eager"), (q,), (torch.ones_like(q),))[1].abs().max() > 1
+    with pytest.raises(ValueError, match="no forward-mode derivatives"):
+        torch.func.jvp(within("triton"), (q,), (torch.ones_like(q),))
+
+
 def test_no_two_derivatives_share_memory():
     """Or what is done to all in place, such as scaling them, is done to one twice."""
     found = gradients(inputs(), backend="triton", backward="triton")

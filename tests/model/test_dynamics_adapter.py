@@ -194,3 +194,30 @@ def test_autocast(packed, seen):
 def test_default_on_a_cpu_is_separate(seen):
     run(adapted(), None)
     assert seen[0].is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"residual_connection": True}, "residual_connection"),
+        ({"rescale_output_factor": 2.0}, "rescale_output_factor"),
+        ({"scale_qk": False}, "scale_qk"),
+        ({"dropout": 0.5}, "dropout"),
+        ({"norm_num_groups": 8}, "group_norm"),
+        ({"qk_norm": "layer_norm"}, "norm_q, norm_k"),
+    ],
+)
+def test_an_attention_that_does_more_is_refused(change, named):
+    with pytest.raises(ValueError, match=f"plain self-attention, this one has {named}"):
+        adapted(**change)
+
+
+def test_an_output_without_bias():
+    attention = adapted()
+    adapter = attention.processor
+    nn.init.zeros_(adapter.to_out_ref.bias)
+    expected = run(attention, packed=False)
+    weight = adapter.to_out_ref.weight
+    adapter.to_out_ref = nn.Linear(64, 64, bias=False)
+    adapter.to_out_ref.weight = weight
+    assert torch.equal(run(attention, packed=False), expected)

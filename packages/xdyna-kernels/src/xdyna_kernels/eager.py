@@ -6,7 +6,7 @@ from torch import Tensor
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt D) v, the softmax at float32 or better. q [B, H, N, D]; k, v [B, H, M, D]; result as q."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.mT  # [B, H, N, M]; scaled first: in float16 the bare product may overflow
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # scaled first: in float16 the bare product may overflow
     weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32))
     return weights.to(v.dtype) @ v
 
@@ -38,7 +38,7 @@ def reference_attention_eager(
 
     own = own.transpose(1, 2).reshape(*frames, -1)  # [B, F, N, H*D]
     ref = ref.transpose(1, 2).reshape(*frames, -1)  # [B, F, N, H*D]
-    out = own @ w_out.mT + ref @ w_ref.mT
+    out = own @ w_out.transpose(0, 1) + ref @ w_ref.transpose(0, 1)
     for term in (b_out, b_ref, residual):
         out = out if term is None else out + term
     return out

@@ -17,6 +17,7 @@ import os
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import JvpInterpreter, retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 
 from . import gluon_tiles, tiles, triton_operator
@@ -57,12 +58,18 @@ def _compute(q, k, v, q_ref, k_ref, v_ref, w_out, b_out, w_ref, b_ref, residual,
     if backend in BACKENDS:
         return BACKENDS[backend](*tensors)
     # An operator without a rule for them would drop them in silence.
-    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+    if _within_jvp() or any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
         raise ValueError(f"backend {backend!r} has no forward-mode derivatives; backend='eager' has")
     attention_and_weights = (*tensors[:7], w_ref)
     if not (torch.is_grad_enabled() and any(x.requires_grad for x in attention_and_weights)):
         backward = "recompute"  # which writes nothing for later: derivatives by biases and residual need nothing
     return triton_operator.forward(*tensors, backward, backend)[0]
+
+
+def _within_jvp() -> bool:
+    """Whether any of the transforms of `torch.func` around this call is a forward-mode derivative: the tensors show
+    only what the innermost does."""
+    return any(isinstance(transform, JvpInterpreter) for transform in retrieve_all_functorch_interpreters())
 
 
 def reference_attention(
@@ -97,7 +104,8 @@ def reference_attention(
             these when timed (`tiles.PROVEN`). On Hopper in bfloat16 that is "gluon" at 448 tokens and more, and
             "triton" below at D of 160; elsewhere "sdpa".
         backward: of the kernels, "eager" and "sdpa" have their own. "triton" (three kernels; deterministic; no work
-            for what needs no derivative; keeps 2*H*D channels per token beside the inputs; float32 without tf32),
+            for what needs no derivative; keeps 2*H*D channels per token beside the inputs, which it keeps whichever
+            derivatives are asked for; float32 without tf32),
             "gluon" (the same on Hopper, but with kernels scheduled by hand where they can serve: float16 or bfloat16, D
             of 40 or 80, and for keys and values N a multiple of 4), "recompute" (keeps only the inputs, and computes
             "sdpa" once more), or None: that of the backend's name where it has been proven on the chip and in the dtype

@@ -1,6 +1,11 @@
 """How a clip lies in memory while it passes through the denoiser."""
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 
 @dataclass
@@ -12,3 +17,24 @@ class ClipLayout:
     """
 
     num_frames: int = 1
+
+    def recomputing(self, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+        """A function for gradient checkpointing, `checkpoint(function, *inputs)`, which computes anew in the layout of
+        the call that is computed anew, where others have come since."""
+
+        def as_laid_out(function: Callable[..., Any], *inputs: Any) -> Any:
+            if torch.compiler.is_compiling():  # a program knows no other layout than its own
+                return checkpoint(function, *inputs)
+            then = copy.copy(vars(self))
+
+            def compute(*inputs: Any) -> Any:
+                now = copy.copy(vars(self))
+                vars(self).update(then)
+                try:
+                    return function(*inputs)
+                finally:
+                    vars(self).update(now)
+
+            return checkpoint(compute, *inputs)
+
+        return as_laid_out

@@ -19,11 +19,13 @@ class DynamicsAdapter(nn.Module):
     out = to_out(attend(q, k, v)) + to_out_ref(attend(to_q_ref(x), k[frame 0], v[frame 0]))
 
     Frame 0 is the reference and takes the residual too. Keys and values belong to the backbone and are shared;
-    only `to_q_ref` (no bias) and `to_out_ref` are new.
+    only `to_q_ref` (no bias) and `to_out_ref` are new. Raises ValueError for an `Attention` that does more than this.
     """
 
     def __init__(self, attn: Attention, layout: ClipLayout):
         super().__init__()
+        if more := _does_more(attn):
+            raise ValueError(f"DynamicsAdapter is for plain self-attention, this one has {', '.join(more)}")
         self.layout = layout
         self.backend: str | None = None  # of `reference_attention`; None is the best one there is
         self.packed: bool | None = None  # q, k, v, q' from one product, where `packable` allows it; None is on a GPU
@@ -63,7 +65,7 @@ class DynamicsAdapter(nn.Module):
                 to_out.weight.to(q.dtype),
                 None if to_out.bias is None else to_out.bias.to(q.dtype),
                 self.to_out_ref.weight.to(q.dtype),
-                self.to_out_ref.bias.to(q.dtype),
+                None if self.to_out_ref.bias is None else self.to_out_ref.bias.to(q.dtype),
                 backend=self.backend,
             )
         else:  # without the backend's kernels, which take nothing but weights
@@ -80,6 +82,15 @@ class DynamicsAdapter(nn.Module):
         if (x.is_cuda if self.packed is None else self.packed) and packable(layers):
             return F.linear(x, torch.cat([layer.weight for layer in layers])).chunk(len(layers), dim=-1)
         return [layer(x) for layer in layers]
+
+
+def _does_more(attn: Attention) -> list[str]:
+    """What an attention has that the adapter would leave out."""
+    parts = ("group_norm", "spatial_norm", "norm_q", "norm_k", "norm_cross", "added_kv_proj_dim")
+    more = [name for name in parts if getattr(attn, name, None) is not None]
+    usual = {"residual_connection": False, "rescale_output_factor": 1, "scale_qk": True, "dropout": 0}
+    more += [name for name, value in usual.items() if getattr(attn, name) != value]
+    return more
 
 
 def packable(layers: Sequence[nn.Module]) -> bool:

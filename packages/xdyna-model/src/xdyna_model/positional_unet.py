@@ -46,8 +46,7 @@ class TellingLayout(ClipLayout):
     def begin(self, size: tuple[int, int]) -> None:
         """A call for latents of that size, (height, width). Forgets what was told in the last one."""
         self.size = size
-        self._told.clear()
-        self._drifts.clear()
+        self._told, self._drifts = {}, {}  # new ones: what is computed anew may still ask for the old
 
     def told(self, num_tokens: int, device: torch.device) -> Tensor:
         """`told_channels` at the denoiser's level of so many tokens, [F, N, 181] float32."""

@@ -1,6 +1,7 @@
 """The denoiser: Stable Diffusion 1.5 with Dynamics-Adapter, image tokens and motion modules."""
 
 import inspect
+from typing import Any, NoReturn
 
 from diffusers import (
     ModelMixin,  # noqa: F401  diffusers looks for the base class in the module of a component
@@ -10,6 +11,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D, UNetMotionOutput
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from xdyna_model.clip_layout import ClipLayout
 from xdyna_model.dynamics_adapter import DynamicsAdapter
@@ -39,6 +41,9 @@ class XDynaUNet(UNetMotionModel):
 
     Frame 0 of every clip is the clean reference. Norms of the ResNet blocks and of the output see the whole clip,
     so all frames, the reference included, depend on each other.
+
+    One call at a time: how many frames a clip has is kept for its parts while it passes, so two threads need two
+    denoisers. `torch.compile` makes a program for every number of frames.
     """
 
     adapter_type = DynamicsAdapter
@@ -63,10 +68,28 @@ class XDynaUNet(UNetMotionModel):
                 module.set_processor(processor(module, self.layout))  # pyright: ignore[reportArgumentType]
 
     def reset_adapters(self) -> None:
-        """Puts every Dynamics-Adapter back to its start: call it after loading a backbone to train on."""
-        for module in self.modules():
+        """Puts every Dynamics-Adapter back to its start: call it after loading a backbone to train on. The weights for
+        image tokens are left as they are.
+
+        Raises ValueError where an adapter has no memory yet, as after `from_pretrained` of a backbone without adapters:
+        give it `low_cpu_mem_usage=False`.
+        """
+        for name, module in self.named_modules():
             if isinstance(module, Attention) and isinstance(module.processor, DynamicsAdapter):
+                if module.processor.to_q_ref.weight.is_meta:
+                    raise ValueError(f"the adapter of {name} has no memory; load with low_cpu_mem_usage=False")
                 module.processor.reset(module)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint) -> None:
+        super()._set_gradient_checkpointing(enable, self.layout.recomputing(gradient_checkpointing_func))
+
+    def set_use_memory_efficient_attention_xformers(self, *_: object, **__: object) -> NoReturn:
+        """Raises ValueError: diffusers would put its own attention in the place of the adapters, weights and all."""
+        raise ValueError("xformers cannot be turned on or off: the attention of this denoiser is its adapters'")
+
+    def fuse_qkv_projections(self) -> NoReturn:
+        """Raises ValueError, for the same reason. `DynamicsAdapter.packed` does what it would."""
+        raise ValueError("projections cannot be fused: the attention of this denoiser is its adapters', see `packed`")
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
