@@ -210,6 +210,13 @@ def test_without_a_cluster_ray_is_reachable_from_this_machine_alone(
     assert str(asked["_node_ip_address"]).startswith("127.")
 
 
+@pytest.fixture
+def in_child(start_child: Callable[..., int], end_child: Callable[[int], int]) -> Callable[[Callable[[], None]], int]:
+    """Runs a function in a process of its own; gives its exit status. Of 15 pairs of processes that were forked from
+    this one after Ray had run in it, one crashed; of 85 without it, none."""
+    return lambda function: end_child(start_child(function))
+
+
 def with_ray(source: Path, out: Path, finder: Callable[[PrepareOptions], SuitFinder]) -> None:
     pickle_by_value = sys.modules[SuitFinder.__module__]
     cloudpickle.register_pickle_by_value(pickle_by_value)  # the workers cannot import it
@@ -223,15 +230,15 @@ def with_ray(source: Path, out: Path, finder: Callable[[PrepareOptions], SuitFin
         cloudpickle.unregister_pickle_by_value(pickle_by_value)
 
 
-def test_ray_makes_the_same_set(videos: Path, prepared: Path, tmp_path: Path) -> None:
+def test_ray_makes_the_same_set(videos: Path, prepared: Path, tmp_path: Path, in_child: Callable) -> None:
     def suited(_: PrepareOptions) -> SuitFinder:
         return SuitFinder()
 
-    with_ray(videos, tmp_path / "set", suited)
+    assert in_child(lambda: with_ray(videos, tmp_path / "set", suited)) == 0
     assert contents(tmp_path / "set") == contents(prepared)
 
 
-def test_ray_outlives_a_video_that_kills_its_workers(videos: Path, tmp_path: Path) -> None:
+def test_ray_outlives_a_video_that_kills_its_workers(videos: Path, tmp_path: Path, in_child: Callable) -> None:
     class Mortal(SuitFinder):
         def restart(self) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -240,5 +247,5 @@ def test_ray_outlives_a_video_that_kills_its_workers(videos: Path, tmp_path: Pat
         return Mortal()
 
     (tmp_path / "list.txt").write_text(f"{videos / 'deep/cut.mp4'}\n{videos / 'text.mkv'}\n")
-    with_ray(tmp_path / "list.txt", tmp_path / "set", mortal)
+    assert in_child(lambda: with_ray(tmp_path / "list.txt", tmp_path / "set", mortal)) == 0
     assert "3 processes died over it" in (tmp_path / "set" / "dropped.jsonl").read_text()
