@@ -169,6 +169,8 @@ def test_nothing_to_tell_when_all_was_seen():
 def test_a_video_without_people_is_refused():
     with pytest.raises(InputError, match="shows no person in any of its 3 frames"):
         Conditions.from_driving(pictures(3), Sees([None] * 3))
+    with pytest.raises(InputError, match="positive sizes, not 0 x 8"):
+        Conditions.from_driving(pictures(3), Sees([None] * 3), size=(0, 8))
     with pytest.raises(InputError, match="no frames"):
         Conditions.from_driving([], Sees([]))
 

@@ -74,7 +74,7 @@ def test_a_colour_profile_is_heeded(tmp_path: Path, mode: str) -> None:
     assert np.abs(seen - stored[..., ::-1]).max() <= 1
 
 
-@pytest.mark.parametrize("profile", [SRGB, b"no profile", SRGB[:200]])
+@pytest.mark.parametrize("profile", [SRGB, b"no profile", SRGB[:200]], ids=["sRGB", "none", "cut off"])
 def test_a_profile_that_says_nothing_new_changes_nothing(tmp_path: Path, profile: bytes) -> None:
     Image.fromarray(colours()).save(tmp_path / "photo.png", icc_profile=profile)
     np.testing.assert_array_equal(read_reference(tmp_path / "photo.png"), colours())
@@ -87,6 +87,25 @@ def test_a_profile_of_other_channels_changes_nothing(tmp_path: Path, mode: str) 
         picture.save(tmp_path / name, icc_profile=profile)
     plain, tagged = (read_reference(tmp_path / name) for name in ("plain.tiff", "tagged.tiff"))
     np.testing.assert_array_equal(plain, tagged)
+
+
+@pytest.mark.parametrize("profile", [None, SRGB, BLUE_FIRST], ids=["none", "sRGB", "blue first"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P"])
+def test_what_is_transparent_lies_on_white_whatever_the_profile(tmp_path: Path, mode: str, profile) -> None:
+    path, half = tmp_path / "photo.png", np.zeros((96, 128), np.uint8)
+    half[:, 64:] = 255
+    if mode.endswith("A"):
+        picture = Image.fromarray(colours()).convert(mode)
+        picture.putalpha(Image.fromarray(half))
+        picture.save(path, icc_profile=profile)
+    else:
+        picture = Image.fromarray(np.where(half[..., None] > 0, 100, 7).astype(np.uint8).repeat(3, -1))
+        picture = picture.convert(mode, dither=Image.Dither.NONE)
+        key = picture.getpixel((0, 0))
+        picture.save(path, icc_profile=profile, transparency=key)
+    seen = read_reference(path)
+    assert (seen[:, :64] == 255).all()
+    assert not (seen[:, 64:] == 255).all()
 
 
 def test_alpha_lies_on_white(tmp_path: Path) -> None:

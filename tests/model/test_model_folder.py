@@ -10,6 +10,8 @@ import torch
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
+from transformers import CLIPImageProcessorPil
+from xdyna_model.component_fit import check_use
 from xdyna_model.errors import InputError
 from xdyna_model.model_folder import load_pipeline
 from xdyna_model.pipeline import XDynaPipeline
@@ -153,6 +155,9 @@ def test_another_scheduler_that_can_is_taken_as_it_is(folder):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"scheduler": ["diffusers", "DDPMScheduler"]}))
     scheduler = load_pipeline(folder).scheduler
     assert (type(scheduler).__name__, len(scheduler.timesteps)) == ("DDPMScheduler", 1000)
+    state = torch.get_rng_state()
+    check_use(scheduler, CLIPImageProcessorPil(), 25)
+    assert torch.equal(torch.get_rng_state(), state)  # though it draws noise at every step
 
 
 @pytest.mark.parametrize("size", [{"num_attention_heads": 0}, {"in_channels": -4}])

@@ -69,5 +69,5 @@ def test_a_parent_that_cannot_be_written_to_is_refused_before_the_work(tmp_path:
     def refuse(*_) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(os, "mkdir", refuse)  # the superuser, who runs tests in containers, may write anywhere
+    monkeypatch.setattr(os, "mkdir", refuse)  # the superuser may write anywhere
     assert "model: cannot be written (permission denied)" in refusal(tmp_path / "model")

@@ -269,8 +269,9 @@ def test_parts_called_alone_name_what_does_not_fit(pipeline):
         pipeline.encode(PICTURE, 64, 64, generator=[torch.Generator()])
     with pytest.raises(ValueError, match="conditions are 64x72, but the reference was encoded at 64x64"):
         pipeline.denoise(encoded, maps(3, 72, 64), num_inference_steps=2)
-    with pytest.raises(ValueError, match="num_inference_steps is 0"):
-        pipeline.denoise(encoded, CONDITIONS, num_inference_steps=0)
+    for name, number in (("num_inference_steps", 0), ("num_inference_steps", True), ("window_size", 0)):
+        with pytest.raises(ValueError, match=f"{name} is {number}"):
+            pipeline.denoise(encoded, CONDITIONS, **{name: number})
     windows = [[[0, 1, 2]], [[0], [2]]]
     with pytest.raises(ValueError, match=r"no window of step 1 has the frames \[1\]"):
         pipeline.denoise(encoded, CONDITIONS, num_inference_steps=2, schedule=windows.__getitem__)

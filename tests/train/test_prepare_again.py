@@ -212,8 +212,8 @@ def test_without_a_cluster_ray_is_reachable_from_this_machine_alone(
 
 @pytest.fixture
 def in_child(start_child: Callable[..., int], end_child: Callable[[int], int]) -> Callable[[Callable[[], None]], int]:
-    """Runs a function in a process of its own; gives its exit status. Of 15 pairs of processes that were forked from
-    this one after Ray had run in it, one crashed; of 85 without it, none."""
+    """Runs a function in a process of its own; gives its exit status. Other tests fork this one, which a process with
+    Ray's threads may not survive."""
     return lambda function: end_child(start_child(function))
 
 

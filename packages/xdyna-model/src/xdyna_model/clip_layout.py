@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,20 +22,19 @@ class ClipLayout:
     def recomputing(self, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
         """A function for gradient checkpointing, `checkpoint(function, *inputs)`, which computes anew in the layout of
         the call that is computed anew, where others have come since."""
+        return partial(self._checkpoint, checkpoint)  # not a closure: the copy of a denoiser has a layout of its own
 
-        def as_laid_out(function: Callable[..., Any], *inputs: Any) -> Any:
-            if torch.compiler.is_compiling():  # a program knows no other layout than its own
-                return checkpoint(function, *inputs)
-            then = copy.copy(vars(self))
+    def _checkpoint(self, checkpoint: Callable[..., Any], function: Callable[..., Any], *inputs: Any) -> Any:
+        if torch.compiler.is_compiling():  # a program knows no other layout than its own
+            return checkpoint(function, *inputs)
+        then = copy.copy(vars(self))
 
-            def compute(*inputs: Any) -> Any:
-                now = copy.copy(vars(self))
-                vars(self).update(then)
-                try:
-                    return function(*inputs)
-                finally:
-                    vars(self).update(now)
+        def compute(*inputs: Any) -> Any:
+            now = copy.copy(vars(self))
+            vars(self).update(then)
+            try:
+                return function(*inputs)
+            finally:
+                vars(self).update(now)
 
-            return checkpoint(compute, *inputs)
-
-        return as_laid_out
+        return checkpoint(compute, *inputs)

@@ -12,6 +12,7 @@ from transformers import CLIPTextModel, CLIPVisionModelWithProjection
 from xdyna_model.errors import InputError
 from xdyna_model.image_tokens import ImageProjection
 from xdyna_model.pixel_codec import PixelCodec
+from xdyna_model.sampling import step_options
 from xdyna_model.unet import XDynaUNet
 
 
@@ -83,4 +84,5 @@ def _rehearse(scheduler: Any, steps: int) -> None:
     scheduler.set_timesteps(steps, device="cpu")
     first = scheduler.timesteps[0]
     noisy = scheduler.add_noise(sample, sample, first.reshape(1))
-    scheduler.step(scheduler.scale_model_input(noisy, first), first, noisy, return_dict=False)[0]
+    options = step_options(scheduler, torch.Generator())
+    scheduler.step(scheduler.scale_model_input(noisy, first), first, noisy, **options)[0]

@@ -96,8 +96,10 @@ class Conditions:
             frames are of one size, which the conditions have, and are shown to the detector as they are.
 
         Frames that show nobody get blank maps, and are told in the report. Raises InputError where no frame shows a
-        person, there is no frame, or the frames differ in size and `size` is None.
+        person, there is no frame, the frames differ in size and `size` is None, or it is not positive.
         """
+        if size is not None and min(size) < 1:
+            raise InputError(f"conditions need positive sizes, not {size[0]} x {size[1]}")
         pose, face_local, face_global = FrameBuffer(), FrameBuffer(), FrameBuffer()
         nobody: list[int] = []
         no_face = 0

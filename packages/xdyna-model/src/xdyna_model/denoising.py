@@ -1,10 +1,8 @@
 """From noise to the latents of a clip: the denoising loop, with guidance, over windows of long clips."""
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from numbers import Integral
-from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -15,7 +13,7 @@ from xdyna_model import windows
 from xdyna_model.conditions import Conditions
 from xdyna_model.controlnets import control_residuals
 from xdyna_model.reference_encoding import EncodedReference, ReferenceEncoding
-from xdyna_model.sampling import initial_latents
+from xdyna_model.sampling import initial_latents, step_options
 
 Schedule = Callable[[int], list[list[int]]]
 
@@ -87,7 +85,7 @@ class Denoising(ReferenceEncoding):
             raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(other)}, there are only latents")
         num_inference_steps = self.default_steps if num_inference_steps is None else num_inference_steps
         guidance_scale = self.default_guidance if guidance_scale is None else guidance_scale
-        self._check_numbers(num_inference_steps, guidance_scale)
+        self._check_numbers(num_inference_steps, guidance_scale, window_size)
         size = tuple(side * self.vae_scale_factor for side in encoded.latent.shape[3:])
         if size != (conditions.height, conditions.width):
             shown = f"{conditions.width}x{conditions.height}"
@@ -100,9 +98,7 @@ class Denoising(ReferenceEncoding):
             raise ValueError(f"latents are {list(latents.shape)}, expected {list(expected)}")
         current = latents.to(encoded.latent)
         schedule = schedule or self._random_windows(frames, window_size, window_overlap, wrap, generator)
-        # Some schedulers draw noise at every step.
-        draws = "generator" in inspect.signature(self.scheduler.step).parameters
-        options: dict[str, Any] = {"return_dict": False} | ({"generator": generator} if draws else {})
+        options = step_options(self.scheduler, generator)
         with self.progress_bar(total=num_inference_steps) as progress:  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
             for step, timestep in enumerate(self.scheduler.timesteps):
                 step_windows = schedule(step)
@@ -117,12 +113,15 @@ class Denoising(ReferenceEncoding):
                 progress.update()
         return current
 
-    def _check_numbers(self, steps: int, guidance_scale: float) -> None:
+    def _check_numbers(self, steps: int, guidance_scale: float, window_size: int) -> None:
         most = self.scheduler.config["num_train_timesteps"] - self.scheduler.config.get("steps_offset", 0)
-        if not isinstance(steps, Integral) or not 1 <= steps <= most:
+        if not isinstance(steps, Integral) or isinstance(steps, bool) or not 1 <= steps <= most:
             raise ValueError(f"num_inference_steps is {steps}, expected a whole number from 1 to {most}")
         if not math.isfinite(guidance_scale):
             raise ValueError(f"guidance_scale is {guidance_scale}, expected a number; 1 and below turn it off")
+        longest = self.unet.config["motion_max_seq_length"]
+        if not 1 <= window_size <= longest:
+            raise ValueError(f"window_size is {window_size}, expected 1 to {longest}, what the motion modules know")
 
     def _predict_noise(
         self,

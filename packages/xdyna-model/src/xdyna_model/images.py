@@ -168,12 +168,15 @@ def _in_srgb(image: Image.Image) -> Image.Image:
     profile = image.info.get("icc_profile")
     if not profile:
         return image
-    if image.mode in ("P", "PA", "LA"):  # the profile is of the colours that these stand for
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    colours = image.convert("RGB" if image.mode in ("P", "PA", "RGBA") else image.mode.removesuffix("A"))
     try:
         source, target = ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB")
-        mode = "RGBA" if image.mode == "RGBA" else "RGB"
-        converted = ImageCms.profileToProfile(image, source, target, outputMode=mode)
+        converted = ImageCms.profileToProfile(colours, source, target, outputMode="RGB")
     except (ImageCms.PyCMSError, OSError):  # damaged, or of other channels than the picture's
         return image
-    return image if converted is None else converted
+    if converted is None:
+        return image
+    if alpha is not None:
+        converted.putalpha(alpha)
+    return converted

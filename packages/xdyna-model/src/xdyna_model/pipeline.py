@@ -166,10 +166,7 @@ class XDynaPipeline(Denoising):
         num_inference_steps = self.default_steps if num_inference_steps is None else num_inference_steps
         guidance_scale = self.default_guidance if guidance_scale is None else guidance_scale
         guidance = guidance_scale > 1
-        self._check_numbers(num_inference_steps, guidance_scale)
-        longest = self.unet.config["motion_max_seq_length"]
-        if not 1 <= window_size <= longest:
-            raise ValueError(f"window_size is {window_size}, expected 1 to {longest}, what the motion modules know")
+        self._check_numbers(num_inference_steps, guidance_scale, window_size)
         _check_output_type(output_type, OUTPUT_TYPES)
         encoded = self.encode(
             reference,

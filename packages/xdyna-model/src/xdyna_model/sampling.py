@@ -1,5 +1,8 @@
 """The released schedule, and where denoising starts: noised copies of the reference that lost half their detail."""
 
+import inspect
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler
@@ -13,6 +16,13 @@ BLUR_SIGMA = 18.0
 def released_scheduler() -> DDIMScheduler:
     """The scheduler of the released model: linear betas, unlike Stable Diffusion's own; first of 25 steps at 961."""
     return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="linear", steps_offset=1, clip_sample=False)
+
+
+def step_options(scheduler: Any, generator: torch.Generator | None) -> dict[str, Any]:
+    """Keywords for `scheduler.step`: a tuple is to come back, and noise is drawn from the generator, where it is told
+    of one."""
+    draws = "generator" in inspect.signature(scheduler.step).parameters
+    return {"return_dict": False} | ({"generator": generator} if draws else {})
 
 
 def blur(image: Tensor) -> Tensor:

@@ -37,8 +37,8 @@ class VideoClip:
 def read_frames(path: str | Path, num_frames: int | None = None, *, size: tuple[int, int] | None = None) -> VideoClip:
     """All of `iter_frames` (same arguments, same errors) and the frame rate. Also raises InputError for a video that
     changes its size, where `size` is None."""
-    frames = FrameBuffer()
-    with naming(Path(path)):
+    frames, path = FrameBuffer(), Path(path)
+    with naming(path):
         for frame in iter_frames(path, num_frames, size=size):
             frames.append(frame)
     return VideoClip(frames.take(), frame_rate(path))
@@ -54,10 +54,11 @@ def iter_frames(
     after the frames that there are, a damaged or cut-off file, or one of fewer than `num_frames` frames, of which
     there must be one at least.
     """
+    path = Path(path)
     if num_frames is not None and num_frames < 1:
         raise InputError(f"{path}: {num_frames} frames were asked for; ask for one at least")
     count = 0
-    for frame in islice(_decode(Path(path)), num_frames):
+    for frame in islice(_decode(path), num_frames):
         yield frame if size is None else fit(frame, *size)
         count += 1
     if num_frames is not None and count < num_frames:
@@ -111,8 +112,8 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float, crf:
     """Write an MP4 file (H.264, 4:2:0), whole or not at all.
 
     frames: [H, W, 3] uint8 RGB each, of one size; fps: frames per second, from `SLOWEST` to `FASTEST`; crf: 0
-    (lossless) to 51, constant quality. The same frames give the same bytes. Raises ValueError where that is not so, and
-    InputError where the file cannot be written (`outputs.staged`).
+    (lossless) to 51, constant quality. The same frames give the same bytes. Raises ValueError for no frames, another
+    rate or several sizes, and InputError where the file cannot be written (`outputs.staged`).
     """
     with staged(path) as [draft]:
         encode_video(draft, frames, fps, crf)
