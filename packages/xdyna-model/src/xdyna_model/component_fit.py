@@ -12,7 +12,7 @@ from transformers import CLIPTextModel, CLIPVisionModelWithProjection
 from xdyna_model.errors import InputError
 from xdyna_model.image_tokens import ImageProjection
 from xdyna_model.pixel_codec import PixelCodec
-from xdyna_model.sampling import step_options
+from xdyna_model.sampling import most_steps, step_options
 from xdyna_model.unet import XDynaUNet
 
 
@@ -65,7 +65,7 @@ def check_use(scheduler: Any, feature_extractor: Any, default_steps: int) -> Non
     if not kind.startswith("CLIPImageProcessor"):  # one of several, by what else is installed
         raise InputError(f"feature_extractor is a {kind}, expected CLIP's image processor, as CLIPImageProcessorPil")
     try:
-        most = scheduler.config["num_train_timesteps"] - scheduler.config.get("steps_offset", 0)
+        most = most_steps(scheduler)
         if default_steps <= most:
             _rehearse(copy.deepcopy(scheduler), default_steps)
     except Exception as error:  # each kind of scheduler fails in its own way

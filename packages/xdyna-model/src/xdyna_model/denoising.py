@@ -13,7 +13,7 @@ from xdyna_model import windows
 from xdyna_model.conditions import Conditions
 from xdyna_model.controlnets import control_residuals
 from xdyna_model.reference_encoding import EncodedReference, ReferenceEncoding
-from xdyna_model.sampling import initial_latents, step_options
+from xdyna_model.sampling import initial_latents, most_steps, step_options
 
 Schedule = Callable[[int], list[list[int]]]
 
@@ -114,7 +114,7 @@ class Denoising(ReferenceEncoding):
         return current
 
     def _check_numbers(self, steps: int, guidance_scale: float, window_size: int) -> None:
-        most = self.scheduler.config["num_train_timesteps"] - self.scheduler.config.get("steps_offset", 0)
+        most = most_steps(self.scheduler)
         if not isinstance(steps, Integral) or isinstance(steps, bool) or not 1 <= steps <= most:
             raise ValueError(f"num_inference_steps is {steps}, expected a whole number from 1 to {most}")
         if not math.isfinite(guidance_scale):

@@ -18,6 +18,11 @@ def released_scheduler() -> DDIMScheduler:
     return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="linear", steps_offset=1, clip_sample=False)
 
 
+def most_steps(scheduler: Any) -> int:
+    """How many denoising steps a scheduler can be asked for."""
+    return scheduler.config["num_train_timesteps"] - scheduler.config.get("steps_offset", 0)
+
+
 def step_options(scheduler: Any, generator: torch.Generator | None) -> dict[str, Any]:
     """Keywords for `scheduler.step`: a tuple is to come back, and noise is drawn from the generator, where it is told
     of one."""
