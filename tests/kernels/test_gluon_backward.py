@@ -70,13 +70,17 @@ def derivatives(tensors, wanted=OWN + REF, scale=None, **edited):
                 patch.setattr(gluon_backward, name, OnCPU(module, name))
             patch.setattr(triton_backward, "_delta", delta)
             *attention, w_out, w_ref, grad = tensors
-            found = triton_backward.attend_backward(
+            of_queries, dk, dv, dkr, dvr = triton_backward.attend_backward(
                 grad, *attention, w_out, w_ref, *forward(tensors), scale or tensors[0].shape[-1] ** -0.5,
                 [name in wanted for name in NAMES], gluon_backward.launch_keys, gluon_backward.launch_queries,
             )  # fmt: skip
     finally:
         torch.use_deterministic_algorithms(False)
-    assert [x.numel() > 0 for x in found] == [name in wanted for name in NAMES]
+    dq, dqr = of_queries.unbind(3) if of_queries.numel() else (of_queries, of_queries)
+    found = [dq, dk, dv, dqr, dkr, dvr]
+    of_pairs = [(x, name) for x, name in zip(found, NAMES, strict=True) if name not in ("q", "q_ref")]
+    assert [x.numel() > 0 for x, _ in of_pairs] == [name in wanted for _, name in of_pairs]
+    assert bool(of_queries.numel()) == bool({"q", "q_ref"} & set(wanted))
     return {name: x for name, x in zip(NAMES, found, strict=True) if name in wanted}
 
 

@@ -1,6 +1,7 @@
 """The Triton backward as a part of autograd: on a GPU, or in the interpreter (see test_triton_backend.py)."""
 
 import functools
+import itertools
 import os
 import shutil
 import sys
@@ -33,6 +34,36 @@ def test_autocast_around_the_backward_changes_nothing(backward):
         with torch.autocast(DEVICE, torch.bfloat16, enabled=enabled):
             found.append(torch.autograd.grad(loss, leaves))
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
+def peak_memory(call) -> int:
+    """Bytes that a call has from PyTorch at once, beside what was there before."""
+    if DEVICE == "cuda":
+        call()
+        before = torch.cuda.memory_stats()["requested_bytes.all.current"]
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return torch.cuda.memory_stats()["requested_bytes.all.peak"] - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    results: Any = profile.profiler and profile.profiler.kineto_results
+    events = results.events()
+    return max(itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
+
+
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events:UserWarning")
+def test_memory_of_all_derivatives():
+    """What has to be there at once: the result, which the caller holds; both attentions and their derivatives, which
+    become those of the queries; derivatives of keys and values; two numbers a row. No zeros for what has none."""
+    B, F, N, H, D = 1, 17, 64, 2, 8
+    leaves = [x.requires_grad_() for x in inputs(B, F, N, H, D, M=N, C=H * D).values()]
+    grad = torch.ones(B, F, N, H * D, device=DEVICE)
+    peak = peak_memory(
+        lambda: torch.autograd.grad(reference_attention(*leaves, backend="triton", backward="triton"), leaves, grad)
+    )
+    clip, reference, rows = grad.nbytes, grad[:, 0].nbytes, 2 * H * 4 * B * F * N
+    expected = clip * (1 + 2 + 2 + 2) + 2 * reference + 2 * rows
+    assert expected <= peak < 1.02 * expected  # derivatives of weights and biases
 
 
 @pytest.mark.parametrize("backward", ["triton", "recompute"])
@@ -82,10 +113,31 @@ def test_forward_mode_around_another_derivative_is_refused_too(inner):
         torch.func.jvp(within("triton"), (q,), (torch.ones_like(q),))
 
 
+class _Without(torch.autograd.Function):
+    """The same, of which nothing has a derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return None
+
+
+def test_of_a_result_without_a_derivative_there_is_none():
+    leaves = [x.requires_grad_() for x in inputs().values()]
+    out: Any = _Without.apply(reference_attention(*leaves, backend="triton", backward="triton"))
+    assert torch.autograd.grad(out.sum(), leaves, allow_unused=True) == (None,) * len(leaves)
+
+
 def test_no_two_derivatives_share_memory():
     """Or what is done to all in place, such as scaling them, is done to one twice."""
     found = gradients(inputs(), backend="triton", backward="triton")
-    assert len({x.untyped_storage().data_ptr() for x in found.values()}) == len(NAMES)
+    before = {name: x.clone() for name, x in found.items()}
+    for x in found.values():
+        x.mul_(2)
+    torch.testing.assert_close(found, {name: 2 * x for name, x in before.items()}, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("backward", ["triton", "recompute"])

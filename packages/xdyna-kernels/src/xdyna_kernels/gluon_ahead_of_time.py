@@ -31,7 +31,7 @@ KERNELS = {"attend": attend_kernel, "keys": keys_kernel, "queries": queries_kern
 POINTERS = {
     "attend": {"both": "*{}", "lse": "*fp32"},
     "keys": dict.fromkeys(("dk", "dv", "dkr", "dvr"), "*{}"),
-    "queries": {"dq": "*{}", "dqr": "*{}", "lse": "*fp32", "delta": "*fp32"},
+    "queries": {"dq": "*{}", "lse": "*fp32", "delta": "*fp32"},
     "project": dict.fromkeys(("b_out", "b_ref", "residual", "out"), "*{}"),
 }
 TABLES: dict[str, dict[int, Any]] = {"attend": TILES, "keys": KEYS, "queries": QUERIES, "project": PROJECTION}

@@ -61,12 +61,11 @@ def launch_queries(
     d_both: Tensor,  # [B*F, N, 2*H*D]
     lse: Tensor,  # [B*F, 2*H, N]
     delta: Tensor,  # [B*F, 2*H, N]
-    into: Sequence[Tensor],  # dq, dq_ref, each like its tensor and dense; empty [0] where not wanted
     scale: float,
     own: bool,  # whether dq is wanted
     ref: bool,  # whether dq_ref is
 ) -> None:
-    """Writes dq of the branches that are wanted. Of the other, d_both, lse and delta are not read."""
+    """Writes dq of the branches that are wanted over their d_both. Of the other nothing is read or written."""
     q = tensors[0]
     (B, F, N, H, D), M = q.shape, tensors[4].shape[1]
     tile = QUERIES[D]
@@ -74,7 +73,7 @@ def launch_queries(
     programs = math.ceil(N / (tile.warpgroups * tile.queries)) * heads * B * F
     sizes = (scale, scale * LOG2_E, F, N, M, H, first_head, heads)
     described = _describe_all(tensors, d_both, tile)
-    launch(queries_kernel, programs, q, *described, lse, delta, *into, *sizes, **tile_constants(D, tile))
+    launch(queries_kernel, programs, q, *described, lse, delta, d_both, *sizes, **tile_constants(D, tile))
 
 
 def row_block(queries: int) -> list[int]:

@@ -139,8 +139,7 @@ def queries_kernel(
     d_both,  # [B, F, 2*H, N, D]
     lse,  # [B*F, 2*H, N]
     delta,  # [B*F, 2*H, N]
-    dq,  # [B*F, N, H*D]
-    dqr,  # [B*F, N, H*D]
+    dq,  # [B*F, N, 2*H*D], the memory of d_both: a program writes where it alone has read
     scale,
     score_scale,  # times log2 e, rounded as the forward's: weights are made from its log of the sum
     F,
@@ -168,8 +167,8 @@ def queries_kernel(
     b, f, h = frame_of_all // F, frame_of_all % F, head_of_both % H
     own = head_of_both < H
     n_keys = gl.where(own, N, M)
-    row = H * D
-    dq = gl.where(own, dq, dqr) + (frame_of_all.to(gl.int64) * N * row + h * D)
+    row = 2 * H * D
+    dq += frame_of_all.to(gl.int64) * N * row + head_of_both * D
     of_query = (frame_of_all.to(gl.int64) * 2 * H + head_of_both) * N
     lse += of_query
     delta += of_query

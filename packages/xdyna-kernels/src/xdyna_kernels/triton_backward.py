@@ -8,6 +8,9 @@ P is built anew from the scores, block by block. One kernel walks over keys and 
 holds dk and dv; no sum is shared between programs, so the result is the same in every run. The reference branch is the
 own branch with the queries of all frames in one row: its dk and dv sum over the frames by themselves. Which branch a
 program works on is decided by its place in the grid, and a branch that nothing asks for has no place in it.
+
+dq is written over dO: so keys and values come first, and 2*H*D channels per token less are there at once. Of a row of a
+head one program reads dO and writes dq, which depends on all of that row; so no warp of it is too early.
 """
 
 import math
@@ -40,26 +43,30 @@ def attend_backward(
     by_keys: Callable[..., None] | None = None,  # `launch_keys`, or another that does the same
     by_queries: Callable[..., None] | None = None,  # and `launch_queries`
 ) -> list[Tensor]:
-    """Derivatives by q, k, v, q_ref, k_ref, v_ref, each like its tensor; empty [0] where it is not needed.
+    """Derivatives by q and q_ref side by side, [B, F, N, 2, H, D], of which the half that is not needed holds anything;
+    and by k, v, k_ref, v_ref, each like its tensor. Empty [0] where nothing is needed.
 
     Keys and values of a branch come as a pair, from one kernel: there, one that is needed computes both.
     """
-    H, D = q.shape[-2:]
+    B, F, N, H, D = q.shape
     tensors = [readable(x) for x in (q, k, v, q_ref, k_ref, v_ref)]
     own_pair, ref_pair = needed[1] or needed[2], needed[4] or needed[5]
-    computed = (needed[0], own_pair, own_pair, needed[3], ref_pair, ref_pair)
-    found = [q.new_empty(x.shape if wanted else 0) for x, wanted in zip(tensors, computed, strict=True)]
-    dq, dk, dv, dqr, dkr, dvr = found
-
     first_head, heads = heads_of(H, needed[0] or own_pair, needed[3] or ref_pair)
     d_both = _d_both(grad, w_out, w_ref, slice(first_head * D, (first_head + heads) * D)).view_as(both)
-    delta = _delta(d_both, both, lse, H, first_head, heads)
-    given = (tensors, d_both, lse, delta)
-    if needed[0] or needed[3]:
-        (by_queries or launch_queries)(*given, [dq, dqr], scale, needed[0], needed[3])
+    given = (tensors, d_both, lse, _delta(d_both, both, lse, H, first_head, heads))
+
+    pairs = ((own_pair, k), (own_pair, v), (ref_pair, k_ref), (ref_pair, v_ref))
+    found = [q.new_empty(x.shape if computed else 0) for computed, x in pairs]
     if own_pair or ref_pair:
-        (by_keys or launch_keys)(*given, [dk, dv, dkr, dvr], scale, own_pair, ref_pair)
-    return [x if wanted else x.new_empty(0) for x, wanted in zip(found, needed, strict=True)]
+        (by_keys or launch_keys)(*given, found, scale, own_pair, ref_pair)
+    wanted = (*needed[1:3], *needed[4:6])
+    found = [x if is_wanted else x.new_empty(0) for x, is_wanted in zip(found, wanted, strict=True)]
+
+    # Last: they take the place of d_both.
+    if not (needed[0] or needed[3]):
+        return [q.new_empty(0), *found]
+    (by_queries or launch_queries)(*given, scale, needed[0], needed[3])
+    return [d_both.view(B, F, N, 2, H, D), *found]
 
 
 def _delta(d_both: Tensor, both: Tensor, lse: Tensor, H: int, first_head: int, heads: int) -> Tensor:  # like lse
@@ -77,12 +84,11 @@ def launch_queries(
     d_both: Tensor,  # [B*F, N, 2*H*D]
     lse: Tensor,  # [B*F, 2*H, N]
     delta: Tensor,  # [B*F, 2*H, N]
-    into: Sequence[Tensor],  # dq, dq_ref, each like its tensor and dense; empty [0] where not wanted
     scale: float,
     own: bool,  # whether dq is wanted
     ref: bool,  # whether dq_ref is
 ) -> None:
-    """Writes dq of the branches that are wanted. Of the other, d_both, lse and delta are not read."""
+    """Writes dq of the branches that are wanted over their d_both. Of the other nothing is read or written."""
     (B, F, N, H, D), M = tensors[0].shape, tensors[4].shape[1]
     arithmetic = _arithmetic(tensors[0])
     tile = tiles.queries_tile(chip(tensors[0]), arithmetic, D)
@@ -90,7 +96,7 @@ def launch_queries(
     sizes = (scale, scale * LOG2_E, F, N, M, H, first_head, heads, *_strides(tensors))
     programs = math.ceil(N / tile.queries) * heads * B * F
     constants = attend_constants(tile, arithmetic, D, even=N % tile.keys == 0 and M % tile.keys == 0)
-    launch(queries_kernel, programs, tile, *tensors, d_both, lse, delta, *into, *sizes, **constants)
+    launch(queries_kernel, programs, tile, *tensors, d_both, lse, delta, d_both, 2 * H, *sizes, **constants)
 
 
 def launch_keys(

@@ -32,7 +32,7 @@ def delta_kernel(
     tl.store(delta + (frame * 2 * H + head) * N + rows, tl.sum(x * dx, 1), mask=rows < N)
 
 
-@triton.jit(do_not_specialize=["F", "N", "M", "H", "first_head", "heads", *STRIDES])
+@triton.jit(do_not_specialize=["dq_heads", "F", "N", "M", "H", "first_head", "heads", *STRIDES])
 def queries_kernel(
     q,  # [B, F, N, H, D]
     k,  # [B, F, N, H, D]
@@ -43,8 +43,8 @@ def queries_kernel(
     d_both,  # [B*F, N, 2*H*D]
     lse,  # [B*F, 2*H, N]
     delta,  # [B*F, 2*H, N]
-    dq,  # [B*F, N, H*D]
-    dqr,  # [B*F, N, H*D]
+    dq,  # the memory of d_both: a program writes where it alone has read
+    dq_heads,  # 2*H. Not told apart from d_both's, offsets of its rows would be kept in registers for dq
     scale,
     score_scale,  # times log2 e, rounded as the forward's: weights are made from its log of the sum
     F,
@@ -96,16 +96,15 @@ def queries_kernel(
         q_base = q + (b * q_b + f * q_f + h * q_h) * 8
         k_base = k + (b * k_b + f * k_f + h * k_h) * 8
         v_base = v + (b * v_b + f * v_f + h * v_h) * 8
-        dq_base = dq + (frame_of_all * N * H + h) * D
         q_row, k_row, v_row, n_keys = q_n * 8, k_n * 8, v_n * 8, N
     else:
         q_base = qr + (b * qr_b + f * qr_f + h * qr_h) * 8
         k_base = kr + (b * kr_b + h * kr_h) * 8
         v_base = vr + (b * vr_b + h * vr_h) * 8
-        dq_base = dqr + (frame_of_all * N * H + h) * D
         q_row, k_row, v_row, n_keys = qr_n * 8, kr_n * 8, vr_n * 8, M
     d_row = 2 * H * D
     d_base = d_both + frame_of_all * N * d_row + head_of_both * D
+    dq_base = dq + (frame_of_all * N * dq_heads + head_of_both) * D
     of_query = (frame_of_all * 2 * H + head_of_both) * N
 
     queries = block * QUERIES + tl.arange(0, QUERIES)
@@ -139,9 +138,9 @@ def queries_kernel(
         if D1 > 0:
             sum1 = tl.dot(d_scores, k1, sum1, input_precision=PRECISION)
 
-    store(dq_base, sum0 * scale, queries, N, H * D, c0, D)
+    store(dq_base, sum0 * scale, queries, N, dq_heads * D, c0, D)
     if D1 > 0:
-        store(dq_base, sum1 * scale, queries, N, H * D, c1, D)
+        store(dq_base, sum1 * scale, queries, N, dq_heads * D, c1, D)
 
 
 @triton.jit(do_not_specialize=["F", "N", "M", "H", "reference_programs", *STRIDES])

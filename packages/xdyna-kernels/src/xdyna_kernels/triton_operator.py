@@ -77,7 +77,8 @@ def attention_backward(
     needed: list[bool],
     variant: str = "triton",  # or "gluon": whose derivatives, where it serves such tensors
 ) -> list[Tensor]:
-    """Derivatives by the six tensors of attention; an empty tensor for each that is not needed."""
+    """Derivatives by q and q_ref side by side, and by k, v, k_ref, v_ref, as `triton_backward.attend_backward` makes
+    them. Side by side, since an operator's results may not share memory."""
     from .triton_backward import attend_backward, launch_keys, launch_queries
 
     if variant == "gluon":
@@ -93,8 +94,10 @@ def attention_backward(
 
 @attention_backward.register_fake
 def _(grad, q, k, v, q_ref, k_ref, v_ref, w_out, w_ref, both, lse, needed, variant="triton"):
-    tensors = (q, k, v, q_ref, k_ref, v_ref)
-    return [q.new_empty(x.shape if wanted else 0) for x, wanted in zip(tensors, needed, strict=True)]
+    B, F, N, H, D = q.shape
+    of_queries = q.new_empty((B, F, N, 2, H, D) if needed[0] or needed[3] else 0)
+    wanted = zip((k, v, k_ref, v_ref), (*needed[1:3], *needed[4:6]), strict=True)
+    return [of_queries, *(q.new_empty(x.shape if is_wanted else 0) for x, is_wanted in wanted)]
 
 
 # Of the operator's tensors, those that a derivative reads: attention's six and both weights. Of the rest, biases and
@@ -110,6 +113,7 @@ def _keep(ctx, inputs, output):
         read = [tensors[i] for i in _READ]
         ctx.save_for_backward(*read, *(() if ctx.backward == "recompute" else (both, lse)))
     ctx.mark_non_differentiable(both, lse)
+    ctx.set_materialize_grads(False)  # of zeros for them, as large as they are
 
 
 def _differentiate(ctx, grad, *_):
@@ -117,8 +121,15 @@ def _differentiate(ctx, grad, *_):
     read, kept = saved[: len(_READ)], saved[len(_READ) :]  # nothing, where nothing needs them
     needed = [ctx.needs_input_grad[i] for i in _READ]
     found: list[Tensor | None] = [None] * 13  # of all that the operator is given, its two words last
+    if grad is None:  # nothing that is differentiated depends on the result
+        return tuple(found)
     # Autocast, where this is called in it, is not that of the forward: no other derivative follows it.
     with torch.autocast(grad.device.type, enabled=False):
+        # First: on a GPU this sum takes memory by the hundred MiB, when nothing else is there yet.
+        if biases := [i for i in (_B_OUT, _B_REF) if ctx.needs_input_grad[i]]:
+            sums = grad.sum((0, 1, 2))  # [C]
+            for i in biases:  # each in memory of its own: a caller may change one in place
+                found[i] = sums.clone()
         # With gradients of gradients asked for, PyTorch enables them here.
         if any(needed) and (ctx.backward == "recompute" or torch.is_grad_enabled()):
             of_read = _recompute(read, needed, grad)
@@ -128,10 +139,6 @@ def _differentiate(ctx, grad, *_):
             of_read = [None] * len(_READ)
         for i, derivative in zip(_READ, of_read, strict=True):
             found[i] = derivative
-        if biases := [i for i in (_B_OUT, _B_REF) if ctx.needs_input_grad[i]]:
-            sums = grad.sum((0, 1, 2))  # [C]
-            for i in biases:  # each in memory of its own: a caller may change one in place
-                found[i] = sums.clone()
         found[_RESIDUAL] = grad if ctx.needs_input_grad[_RESIDUAL] else None
     return tuple(found)
 
@@ -156,8 +163,12 @@ def _from_log_sum_exp(variant, read, needed, grad, both, lse) -> list[Tensor | N
     *attention, w_out, w_ref = read
     found: list[Tensor | None] = [None] * len(read)
     if any(needed[:6]):
-        of_attention = attention_backward(grad, *attention, w_out, w_ref, both, lse, needed[:6], variant)
-        found[:6] = [x if wanted else None for x, wanted in zip(of_attention, needed[:6], strict=True)]
+        of_queries, dk, dv, dkr, dvr = attention_backward(
+            grad, *attention, w_out, w_ref, both, lse, needed[:6], variant
+        )
+        dq, dqr = of_queries.unbind(3) if needed[0] or needed[3] else (None, None)
+        of_attention = zip((dq, dk, dv, dqr, dkr, dvr), needed[:6], strict=True)
+        found[:6] = [x if is_needed else None for x, is_needed in of_attention]
     rows = grad.flatten(0, 2)  # [B*F*N, C]
     for weight, half in zip((6, 7), both.flatten(0, 1).chunk(2, dim=1), strict=True):  # w_out, w_ref
         found[weight] = rows.mT @ half if needed[weight] else None  # [C, H*D]
