@@ -29,19 +29,22 @@ from timing import interleaved
 def judge(name: str, contender: opponents.Contender, truth: Truth) -> tuple[Verdict | None, str, bool]:
     """The verdict on a contender, or the reason why there is none and whether that is a failure.
 
-    Anybody may lack memory, and a backend of ours may refuse a device or shape with a ValueError. Anything else
-    that it raises is a failure; what an opponent raises only keeps that opponent out.
+    Anybody may lack memory, and a backend of ours may refuse a device or shape with a ValueError that begins with its
+    name. Anything else that it raises is a failure; what an opponent raises only keeps that opponent out. Opponents are
+    not judged in poisoned memory, for which PyTorch would choose other kernels for them than are timed.
     """
     if name == "eager" and truth.half:
         return None, "it rounds its scores in half precision, which no limit allows for", False
+    own = name in opponents.own_backends()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            return truth.judge(contender), "", False
+            return truth.judge(contender, poisoned=own), "", False
         except Exception as error:
             if lacks_memory(error):
                 return None, "out of memory", False
-            failed = name in opponents.own_backends() and not isinstance(error, ValueError)
+            refused = isinstance(error, ValueError) and str(error).startswith(("backend ", "backward "))
+            failed = own and not refused
             cause: BaseException = error
             while cause.__cause__ is not None:  # compilers wrap it
                 cause = cause.__cause__
@@ -56,23 +59,27 @@ def lacks_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
 
 
-def run_group(plan: Plan, shape: Shape, direction: str) -> tuple[list[dict], roofline.Roofline | None]:
+def run_group(
+    plan: Plan, shape: Shape, direction: str, rows: list[dict], save: Callable[[], object]
+) -> roofline.Roofline | None:
     """All contenders on one shape and direction: parity first, then times of those that passed, in turns with the
-    probes of the roofline (None if nothing was timed)."""
+    probes of the roofline (None if nothing was timed). Fills `rows`, and saves after every verdict: what hangs then
+    takes with it nothing but itself."""
     torch.compiler.reset()  # one graph per contender at a time: the compiler falls back after a few of one function
     dtype = DTYPES[plan.dtype]
     tensors, grad = draw(shape, dtype, plan.device, plan.seed)
     truth = Truth(tensors, None if direction == "forward" else grad)
-    contenders, rows = {name: opponents.build(name) for name in plan.names_in(direction)}, []
+    contenders = {name: opponents.build(name) for name in plan.names_in(direction)}
     for name, contender in contenders.items():
         verdict, note, failed = judge(name, contender, truth)
         rows.append(attn_rows.row(shape, direction, plan.dtype, name, verdict, note))
         if failed:
             rows[-1]["status"] = "FAIL"
+        save()
     del truth
     passed = {row["backend"]: row for row in rows if row["status"] == "ok"}
     if not (plan.repeats and passed):
-        return rows, None
+        return None
     probes = roofline.Probes(plan.device, dtype)
     calls = probes.calls | {name: opponents.caller(contenders[name], direction, tensors, grad) for name in passed}
     times = interleaved(calls, plan.device, plan.repeats, plan.seed)
@@ -80,21 +87,28 @@ def run_group(plan: Plan, shape: Shape, direction: str) -> tuple[list[dict], roo
     for name, row in passed.items():
         attn_rows.add_times(row, times[name], work(shape, direction, dtype.itemsize), roof)
     attn_rows.add_ratios(rows)
-    return rows, roof
+    return roof
 
 
-def in_budget(plan: Plan, started: float, shape: Shape, direction: str) -> tuple[list[dict], roofline.Roofline | None]:
-    """`run_group`, or rows that say why there is none: no time is left, or no memory even for the truth."""
-    note = "not timed: the budget was spent"
+def in_budget(
+    plan: Plan, started: float, shape: Shape, direction: str, rows: list[dict], save: Callable[[], object]
+) -> roofline.Roofline | None:
+    """`run_group`, and rows that say why there are no others: no time is left, or no memory even for the truth. Where
+    anything else breaks, as all does once a kernel has broken the device, every row without a time fails."""
+    note, broken = "not timed: the budget was spent", False
     if time.monotonic() - started <= plan.budget:
         try:
-            return run_group(plan, shape, direction)
+            return run_group(plan, shape, direction, rows, save)
         except (MemoryError, RuntimeError) as error:
-            if not lacks_memory(error):
-                raise
-            note = "out of memory"
-    names = plan.names_in(direction)
-    return [attn_rows.row(shape, direction, plan.dtype, name, None, note) for name in names], None
+            broken = not lacks_memory(error)
+            note = " ".join(str(error).split())[:160] if broken else "out of memory"
+    judged = {row["backend"] for row in rows}
+    absent = [name for name in plan.names_in(direction) if name not in judged]
+    rows += [attn_rows.row(shape, direction, plan.dtype, name, None, note) for name in absent]
+    for row in rows if broken else ():
+        if row["status"] == "ok" or row["backend"] in absent:
+            row |= {"status": "FAIL", "note": note}
+    return None
 
 
 def run(plan: Plan, save: Callable[[dict], object]) -> dict:
@@ -103,29 +117,35 @@ def run(plan: Plan, save: Callable[[dict], object]) -> dict:
     facts = machine.facts(plan.device)
     print(f"{facts['device']}, commit {facts['commit']}, {facts['versions']}, seed {plan.seed}")
     record = {"machine": facts, "samples": [machine.sample(plan.device)], "roofline": None}
-    record |= {"repeats": plan.repeats, "seed": plan.seed, "rows": [], "step": []}
-    best = None
+    record |= {"repeats": plan.repeats, "seed": plan.seed, "complete": False, "rows": [], "step": []}
     for direction in plan.directions:
         for shape in plan.shapes:
-            needed = work(shape, direction, DTYPES[plan.dtype].itemsize)
-            print(f"\n{direction}, {shape}, {plan.dtype}: {needed.flops / 1e12:.3g} TFLOP", flush=True)
-            rows, roof = in_budget(plan, started, shape, direction)
-            if roof is not None:
-                bound, by = roof.bound(needed)
-                print(f"bound {bound:.3g} ms ({by}): {roof}")
-                best = roof.best(best)
-                record["roofline"] = best.as_dict()
-            print(attn_rows.HEADER, *map(attn_rows.line, rows), sep="\n", flush=True)
-            record["rows"] += rows
-            record["samples"].append(machine.sample(plan.device))
-            record["step"] = attn_rows.step(record["rows"])
-            save(record)
+            run_table(plan, started, shape, direction, record, save)
     record["rows"] += absent(plan)
-    record["step"] = attn_rows.step(record["rows"])
+    record |= {"step": attn_rows.step(record["rows"]), "complete": True}
     save(record)
     print(*attn_rows.step_lines(record["step"]), sep="\n")
-    print(f"device: {record['samples'][0]} at first, {record['samples'][-1]} at last")
+    print(f"device at first: {record['samples'][0]}")
     return record
+
+
+def run_table(
+    plan: Plan, started: float, shape: Shape, direction: str, record: dict, save: Callable[[dict], object]
+) -> None:
+    """`in_budget`, printed and put into the record."""
+    needed, rows = work(shape, direction, DTYPES[plan.dtype].itemsize), []
+    print(f"\n{direction}, {shape}, {plan.dtype}: {needed.flops / 1e12:.3g} TFLOP", flush=True)
+    roof = in_budget(plan, started, shape, direction, rows, lambda: save(record | {"rows": [*record["rows"], *rows]}))
+    record["samples"].append(machine.sample(plan.device))
+    if roof is not None:
+        bound, by = roof.bound(needed)
+        print(f"bound {bound:.3g} ms ({by}): {roof}\ndevice after it: {record['samples'][-1]}")
+        before = record["roofline"]
+        record["roofline"] = roof.best(None if before is None else roofline.Roofline(**before)).as_dict()
+    print(attn_rows.HEADER, *map(attn_rows.line, rows), sep="\n", flush=True)
+    record["rows"] += rows
+    record["step"] = attn_rows.step(record["rows"])
+    save(record)
 
 
 def absent(plan: Plan) -> list[dict]:

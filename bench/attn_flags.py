@@ -40,7 +40,11 @@ def parse(description: str | None, arguments: list[str] | None) -> tuple[argpars
     if cuda and not torch.cuda.is_available():
         parser.error("there is no CUDA device")
     rivals = opponents.OPPONENTS if cuda else opponents.CPU_OPPONENTS
-    names = _names(parser, options.only) or (*opponents.own_backends(), *rivals)
+    names = _names(parser, "--only", options.only) or (*opponents.own_backends(), *rivals)
+    without = _names(parser, "--without", options.without)
+    names = tuple(name for name in names if name not in without)
+    if not names:
+        parser.error("--without: nothing is left to run")
     levels = _levels(parser, options.shape) or list(LEVELS if cuda else MIDDLE_LEVELS if options.full else SMALL_LEVELS)
     whole = not (cuda or options.shape or options.only or options.parity_only)
     given = (options.batch, options.frames, options.repeats)
@@ -64,7 +68,9 @@ def parse(description: str | None, arguments: list[str] | None) -> tuple[argpars
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """What would otherwise only be found out when something is to be written or drawn."""
     if options.plot and not roofline.draws(options.plot):
-        parser.error(f"--plot: matplotlib draws no {options.plot.suffix}")
+        suffix = options.plot.suffix
+        why = f"matplotlib draws no {suffix}" if suffix else f"give it a name like {options.plot.name}.png"
+        parser.error(f"--plot: {why}")
     if not -(2**63) <= options.seed < 2**64:
         parser.error("--seed: torch takes numbers from -2**63 to 2**64 - 1")
 
@@ -73,12 +79,12 @@ def _known() -> tuple[str, ...]:
     return (*opponents.own_backends(), *opponents.OPPONENTS)
 
 
-def _names(parser: argparse.ArgumentParser, only: str | None) -> tuple[str, ...]:
-    """The contenders that --only names, in its order; none if it was not given."""
+def _names(parser: argparse.ArgumentParser, flag: str, given: str | None) -> tuple[str, ...]:
+    """The contenders that a flag names, in its order; none if it was not given."""
     groups = {"own": opponents.own_backends(), "kernels": opponents.kernels()}
-    names = [] if only is None else [name for word in only.split(",") for name in groups.get(word, (word,))]
+    names = [] if given is None else [name for word in given.split(",") for name in groups.get(word, (word,))]
     if unknown := sorted(set(names) - set(_known())):
-        parser.error(f"--only: {', '.join(unknown)} is none of {', '.join((*groups, *_known()))}")
+        parser.error(f"{flag}: {', '.join(unknown)} is none of {', '.join((*groups, *_known()))}")
     return tuple(dict.fromkeys(names))
 
 
@@ -99,6 +105,7 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--heads", type=int, default=8, help="(8)")
     parser.add_argument("--direction", choices=DIRECTIONS, help="only this one")
     parser.add_argument("--only", metavar="A,B", help=f"of {', '.join(_known())}; own and kernels are groups")
+    parser.add_argument("--without", metavar="A,B", help="not these, nor their tiles with --tune")
     parser.add_argument("--dtype", choices=DTYPES, help="(bf16; fp32 on a CPU)")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--full", action="store_true", help="on a CPU, the larger levels that its baseline has")

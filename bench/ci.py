@@ -14,6 +14,7 @@ Of 1000 drawn comparisons of one commit with itself, none failed; of 200 with "s
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -89,8 +90,9 @@ def bench(kernels: Path, record: Path, limit: float) -> Run:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
         return Run(record, limit, f"stopped after {limit:.0f} s", stopped=True)
-    # A run with a wrong row has a record, and exit code 1.
-    problem = "" if record.exists() else (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    # A run with a wrong row has a whole record, and exit code 1; one that was killed may have the first half of one.
+    whole = record.exists() and json.loads(record.read_text())["complete"]
+    problem = "" if whole else (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     return Run(record, time.monotonic() - started, problem)
 
 

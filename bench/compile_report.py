@@ -61,23 +61,32 @@ def triton_report(cases: list[Case], update: bool, whole: bool) -> int:
 
 
 def show_gluon(
-    rows: list[tuple[str, int]], figures: list[gluon.Figures], recorded: dict[str, dict[int, gluon.Figures]]
+    rows: list[tuple[str, int]], loops: list[list[gluon.Figures]], recorded: dict[str, dict[int, gluon.Figures]]
 ) -> int:
-    """The same of the Gluon kernels, whose loops are held to an order, too."""
+    """The same of the Gluon kernels, whose loops, one of each warpgroup, are held to an order, too. Shown is the
+    longest."""
     failed = 0
     print(f"{'kernel':30} {'instructions':>14} {'spills':>6} {'shared':>7} {'products':>8}  order of the loop")
-    for (kernel, size), found in zip(rows, figures, strict=True):
-        before = recorded.get(kernel, {}).get(size)
+    for (kernel, size), of_warpgroups in zip(rows, loops, strict=True):
+        found, before = _longest(of_warpgroups), recorded.get(kernel, {}).get(size)
         instructions = f"{found.instructions} ({before.instructions if before else '-'})"
         figure = f"{instructions:>14} {found.spills:6} {found.shared:7} {sum(found.products.values()):8}"
         print(f"{gluon.name(kernel, size):30} {figure}  {found.order}")
         # Not the record's order, which may be of what is found here.
-        expected = replace(before or found, order=gluon.pipelined(kernel, gluon.TABLES[kernel][size]))
+        tile = gluon.TABLES[kernel][size]
+        expected = replace(before or found, order=gluon.pipelined(kernel, tile))
         wrong = [] if before else ["not recorded: run bench/compile_report.py --update"]
-        for fault in wrong + gluon.faults(found, expected):
+        if len(of_warpgroups) != tile.warpgroups:
+            wrong.append(f"loops: {len(of_warpgroups)} were found, of {tile.warpgroups} warpgroups")
+        wrong += [fault for loop in of_warpgroups for fault in gluon.faults(loop, expected)]
+        for fault in dict.fromkeys(wrong):
             print(f"    FAIL {fault}")
             failed += 1
     return failed
+
+
+def _longest(of_warpgroups: list[gluon.Figures]) -> gluon.Figures:
+    return max(of_warpgroups, key=lambda loop: loop.instructions)
 
 
 def gluon_report(rows: list[tuple[str, int]], update: bool, whole: bool) -> int:
@@ -85,13 +94,12 @@ def gluon_report(rows: list[tuple[str, int]], update: bool, whole: bool) -> int:
     recorded must be there."""
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         loops = list(pool.map(gluon.compile_kernel, *zip(*rows, strict=True)))
-    figures = [max(of_warpgroups, key=lambda loop: loop.instructions) for of_warpgroups in loops]
     by_kernel: dict[str, dict[int, gluon.Figures]] = {kernel: {} for kernel in gluon.TABLES}
-    for (kernel, size), found in zip(rows, figures, strict=True):
-        by_kernel[kernel][size] = found
+    for (kernel, size), of_warpgroups in zip(rows, loops, strict=True):
+        by_kernel[kernel][size] = _longest(of_warpgroups)
     recorded = gluon.read_golden(GLUON) if GLUON.exists() else {}
     recorded = by_kernel if update else recorded
-    failed = show_gluon(rows, figures, recorded)
+    failed = show_gluon(rows, loops, recorded)
     for kernel, of_sizes in recorded.items() if whole else ():
         for size in sorted(of_sizes.keys() - by_kernel[kernel].keys()):
             print(f"{kernel} {size}\n    FAIL recorded, but no longer in the table: run with --update")

@@ -25,7 +25,7 @@ class GpuStand:
             truth = self._truth(shape, entry.direction)
             try:
                 with entry.trying(tile):
-                    verdict = truth.judge(self._contenders[entry.backend])
+                    verdict = truth.judge(self._contenders[entry.backend], poisoned=True)
             except Exception as error:  # the compiler and the launcher raise classes of their own
                 return f"{shape}: {one_line(error)}"
             if verdict.failed:

@@ -19,6 +19,7 @@ of one head's tensors follow exactly from that head alone and the gradient of th
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -68,8 +69,12 @@ class Truth:
         room = {name: _ROOM_HALF_GRADIENTS if self.half and name != "out" else _ROOM for name in nearby}
         self.limits = {name: max(room[name] * error, least) for name, error in nearby.items()}
 
-    def judge(self, contender: Callable[..., Tensor]) -> Verdict:
-        """Runs the contender on the whole tensors and compares what the truth covers."""
+    def judge(self, contender: Callable[..., Tensor], poisoned: bool = False) -> Verdict:
+        """Runs the contender on the whole tensors and compares what the truth covers. `poisoned`: in fresh memory that
+        holds NaN, where the right result of the contender before may lie otherwise."""
+        if poisoned:
+            with _poison():
+                return self.judge(contender)
         if self._grad is None:
             with torch.no_grad():
                 results = {"out": contender(*self._tensors)[:, :, self._rows]}
@@ -135,6 +140,16 @@ class Truth:
         if name in ("w_out", "w_ref"):  # [C, H*D]
             return tensor.unflatten(1, self._tensors[0].shape[3:])[:, self._heads].flatten(1)
         return tensor if name in ("b_out", "b_ref", "residual") else tensor[..., self._heads, :]
+
+
+@contextmanager
+def _poison() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # what PyTorch fills fresh memory under
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def _frame(name: str, tensor: Tensor, b: int, f: int) -> Tensor:

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -13,6 +14,7 @@ WARM_UP = 3
 # Written between two timed calls. It empties the L2 cache, and it takes the GPU a few tenths of a millisecond, in
 # which Python queues the next call: the launches of small shapes then follow each other without gaps.
 _FLUSH_BYTES = 2**30
+_FLUSH_SECONDS = 1e-4  # that it takes at least, at ten terabytes a second
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,9 @@ class Times:
 def interleaved(calls: dict[str, Call], device: torch.device, repeats: int, seed: int) -> dict[str, Times]:
     """Times every call `repeats` times: each round takes all of them once, in a new order."""
     peaks = {name: warm_up(call, device) for name, call in calls.items()}
-    clock = cuda_round if device.type == "cuda" else cpu_round
+    clock = cpu_round
+    if device.type == "cuda":
+        clock = partial(cuda_round, {name: flushes(call) for name, call in calls.items()})
     order, shuffle = list(calls), random.Random(seed)
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
@@ -71,13 +75,29 @@ def cpu_round(calls: dict[str, Call]) -> dict[str, float]:
     return times
 
 
-def cuda_round(calls: dict[str, Call]) -> dict[str, float]:
+def flushes(call: Call) -> int:
+    """How often to flush before a call, so that the GPU is at work for twice as long as Python takes to queue it: once,
+    where the GPU takes longer over the call than Python does."""
+    found = []
+    for _ in range(3):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        queued = time.perf_counter() - start
+        torch.cuda.synchronize()
+        host_bound = time.perf_counter() - start < 2 * queued
+        found.append(1 + int(2 * queued / _FLUSH_SECONDS) if host_bound else 1)
+    return statistics.median_low(found)
+
+
+def cuda_round(flushes: dict[str, int], calls: dict[str, Call]) -> dict[str, float]:
     """Milliseconds of one run of each on the GPU, between events in its own queue, on a cold L2 cache."""
     flush = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device="cuda")
     events = {}
     for name, call in calls.items():
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        flush.zero_()
+        for _ in range(flushes[name]):
+            flush.zero_()
         start.record()
         call()
         end.record()

@@ -19,9 +19,9 @@ for backend in ("released", *kernels.BACKENDS):
     rows[-1] |= {"ms": samples[7], "ms_p20": samples[3], "ms_p80": samples[11]}
     if backend in kernels.WRONG:
         rows[-1] |= {"status": "FAIL", "ms": None, "note": "relative error"}
-record = {"machine": {"device": "a CPU"}, "rows": rows}
+record = {"machine": {"device": "a CPU"}, "complete": not kernels.KILLED, "rows": rows}
 Path(sys.argv[sys.argv.index("--json") + 1]).write_text(json.dumps(record))
-sys.exit(bool(kernels.WRONG))
+sys.exit(bool(kernels.WRONG or kernels.KILLED))
 """
 
 
@@ -29,11 +29,13 @@ def git(root: Path, *arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
 
 
-def commit(ci: ModuleType, name: str, wrong: tuple[str, ...] = (), more: str = "", **slowness: float) -> str:
+def commit(
+    ci: ModuleType, name: str, wrong: tuple[str, ...] = (), killed: bool = False, more: str = "", **slowness: float
+) -> str:
     """A commit of kernels that say how slow they are."""
     kernels = ci.ROOT / ci.KERNELS / "xdyna_kernels" / "__init__.py"
     kernels.parent.mkdir(parents=True, exist_ok=True)
-    kernels.write_text(f"NAME, BACKENDS, WRONG = {name!r}, {slowness!r}, {wrong!r}\n{more}\n")
+    kernels.write_text(f"NAME, BACKENDS, WRONG, KILLED = {name!r}, {slowness!r}, {wrong!r}, {killed}\n{more}\n")
     bench = ci.ROOT / "bench" / "attn.py"
     bench.parent.mkdir(exist_ok=True)
     bench.write_text(STAND_IN)

@@ -4,6 +4,7 @@ import builtins
 import importlib
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -75,11 +76,12 @@ def test_flags_that_make_no_sense(attn, capsys, arguments, words):
 
 def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_runs(attn, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="it knows what it draws")
-    with pytest.raises(SystemExit, match="2"):
-        attn.main([*SMALL, "--plot", str(tmp_path / "x.foo")])
-    captured = capsys.readouterr()
-    assert "draws no .foo" in captured.err.splitlines()[-1]
-    assert captured.out == ""
+    for name, reason in (("x.foo", "draws no .foo"), ("x", "give it a name like x.png")):
+        with pytest.raises(SystemExit, match="2"):
+            attn.main([*SMALL, "--plot", str(tmp_path / name)])
+        captured = capsys.readouterr()
+        assert reason in captured.err.splitlines()[-1]
+        assert captured.out == ""
 
 
 def test_a_shape_named_twice_is_run_once(attn):
@@ -158,6 +160,18 @@ def test_gluon_kernels_at_fault_are_not_recorded(load, monkeypatch, tmp_path, ca
     assert report.gluon_report(rows, update=True, whole=False) == 1
     assert "FAIL order: barrier QK wait(1), recorded barrier QK wait(0)" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_warpgroups_loop_is_held_to_the_record(load, capsys):
+    pytest.importorskip("triton", reason="nothing can be compiled")
+    report = load("compile_report")
+    recorded = report.gluon.read_golden(report.GLUON)
+    good = recorded["project"][640]
+    idle = replace(good, order="barrier QK wait(0)", instructions=good.instructions - 1)
+    for loops, message in (([good], "FAIL loops: 1 were found, of 2 warpgroups"), ([good, idle], "FAIL order")):
+        assert report.show_gluon([("project", 640)], [loops], recorded) == 1
+        assert message in capsys.readouterr().out
+    assert report.show_gluon([("project", 640)], [[good, good]], recorded) == 0
 
 
 def test_a_compile_report_of_nothing_is_refused(load, capsys):

@@ -31,8 +31,19 @@ def half_gradient(*tensors):
     return out / 2 + out.detach() / 2
 
 
+def unwritten(*tensors):
+    """Right with what lies in memory anyway, as a result is that nobody writes where the right one lay before."""
+    out = right(*tensors)
+    return out + 0 * torch.empty_like(out)
+
+
 def raises(*tensors):
     raise RuntimeError("a kernel that cannot run")
+
+
+def mistaken(*tensors):
+    """No refusal, but a mistake of the package's own."""
+    raise ValueError("min() arg is an empty sequence")
 
 
 def plant(attn: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, contender):
@@ -42,7 +53,7 @@ def plant(attn: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, contende
     monkeypatch.setattr(attn.opponents, "own_backends", lambda: names)
 
 
-@pytest.mark.parametrize("wrong", [wrong_scale, missing_key, nan, half_gradient, raises])
+@pytest.mark.parametrize("wrong", [wrong_scale, missing_key, nan, half_gradient, unwritten, raises, mistaken])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_wrong_results_fail_and_are_not_timed(attn, monkeypatch, tmp_path, capsys, wrong, dtype):
     plant(attn, monkeypatch, "wrong", wrong)
@@ -55,6 +66,38 @@ def test_wrong_results_fail_and_are_not_timed(attn, monkeypatch, tmp_path, capsy
     assert all(row["ms"] is None for row in failed)
     assert {row["direction"] for row in failed} >= {"forward+backward"}
     assert all(row["ms"] > 0 for row in rows if row["backend"] != "wrong")
+
+
+def test_a_device_that_breaks_fails_the_table_and_is_recorded(attn, monkeypatch, tmp_path, capsys):
+    """As CUDA does after an illegal access, of which the contender that did it need not be the one that hears."""
+
+    def broken(*arguments):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(attn.roofline, "Probes", broken)
+    path = tmp_path / "rows.json"
+    assert attn.main([*SMALL, "--only", "sdpa,released", "--json", str(path)]) == 1
+    assert "FAIL: 4 of 4 rows are wrong" in capsys.readouterr().err
+    record = json.loads(path.read_text())
+    assert record["complete"]
+    assert [row["status"] for row in record["rows"]] == ["FAIL"] * 4
+    assert "illegal memory access" in record["rows"][0]["note"]
+
+
+def test_what_was_judged_is_recorded_when_the_next_one_never_ends(attn, monkeypatch, tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def hangs(*tensors):
+        raise Killed
+
+    plant(attn, monkeypatch, "hangs", hangs)
+    path = tmp_path / "rows.json"
+    with pytest.raises(Killed):
+        attn.main([*SMALL, "--only", "sdpa,hangs", "--json", str(path)])
+    record = json.loads(path.read_text())
+    assert not record["complete"]
+    assert [(row["backend"], row["status"]) for row in record["rows"]] == [("sdpa", "ok")]
 
 
 def two_percent(opponents: ModuleType):
@@ -92,13 +135,13 @@ def test_eager_is_no_contender_in_half_precision(attn, tmp_path, capsys):
 
 def test_refusing_backends_are_not_available_with_the_reason(attn, monkeypatch, tmp_path, capsys):
     def refuses(*tensors):
-        raise ValueError("q is on cpu, expected cuda")
+        raise ValueError("backend 'picky' needs a GPU, q is on cpu")
 
     plant(attn, monkeypatch, "picky", refuses)
     path = tmp_path / "rows.json"
     only = "picky,sdpa,folded-cudnn"
     assert attn.main([*SMALL, "--only", only, "--direction", "forward", "--json", str(path)]) == 0
-    assert "not available: q is on cpu, expected cuda" in capsys.readouterr().out
+    assert "not available: backend 'picky' needs a GPU, q is on cpu" in capsys.readouterr().out
     picky, _, cudnn = json.loads(path.read_text())["rows"]
     assert picky["status"] == cudnn["status"] == "not available"
     assert cudnn["note"]
@@ -109,6 +152,15 @@ def test_groups_name_the_packages_backends(attn, capsys):
     own, kernels = attn.opponents.own_backends(), attn.opponents.kernels()
     assert set(kernels) == set(own) - {"eager", "sdpa"}
     assert plan.names == tuple(dict.fromkeys([*kernels, "released", *own]))
+
+
+def test_without_leaves_out(attn, capsys):
+    _, plan = attn.parse("", ["--device", "cpu", "--only", "kernels,sdpa", "--without", "gluon_all,sdpa"])
+    assert plan.names == tuple(name for name in attn.opponents.kernels() if name != "gluon_all")
+    for arguments, words in ((["--only", "sdpa", "--without", "own"], "nothing is left"), (["--without", "x"], "x is")):
+        with pytest.raises(SystemExit, match="2"):
+            attn.parse("", ["--device", "cpu", *arguments])
+        assert f"--without: {words}" in capsys.readouterr().err
 
 
 def test_every_backend_of_the_package_appears_by_itself(load, monkeypatch):

@@ -115,6 +115,27 @@ def test_cuda_rounds_against_stand_ins(load, monkeypatch):
     assert len(times["a"].ms) == 2
 
 
+def test_the_gpu_is_kept_busy_while_python_queues_a_call(load, monkeypatch):
+    """One flush where the GPU takes longer than Python; else as many as last twice as long as Python takes."""
+    timing, clock = load("timing"), [0.0]
+
+    def wait(seconds):
+        clock[0] += seconds
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    assert timing.flushes(lambda: wait(2e-3)) == 1 + 40
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: wait(10e-3))
+    assert timing.flushes(lambda: wait(2e-3)) == 1
+
+
+def test_the_roof_is_no_single_fastest_run(load):
+    roofline, timing = load("roofline"), load("timing")
+    probes = roofline.Probes(torch.device("cpu"), torch.float32)
+    times = {name: timing.Times([1e-6] + [2.0] * 9, None) for name in probes.calls}
+    assert probes.read(times).flops == pytest.approx(1000 * 2 * 1024**3 / 2.0)
+
+
 def test_facts_of_a_gpu_against_stand_ins(load, monkeypatch):
     machine, cuda = load("machine"), torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1234"))

@@ -31,7 +31,7 @@ def test_only_kernels_that_changed_are_timed(ci, capsys):
 def test_what_is_not_committed_yet_is_timed_too(ci):
     base = commit(ci, "old", sdpa=1.0)
     (ci.ROOT / ci.KERNELS / "xdyna_kernels" / "__init__.py").write_text(
-        "NAME, BACKENDS, WRONG = 'draft', {'sdpa': 2.0}, ()"
+        "NAME, BACKENDS, WRONG, KILLED = 'draft', {'sdpa': 2.0}, (), False"
     )
     assert ci.main([base]) == 1
     assert ran(ci) == ["old", "draft"] * 2
@@ -77,6 +77,17 @@ def test_a_base_without_kernels_or_whose_kernels_do_not_run_passes(ci, capsys):
     commit(ci, "new", sdpa=1.0)
     assert ci.main([]) == 0
     assert "did not run: ImportError: an older torch" in capsys.readouterr().out
+
+
+def test_half_a_record_is_none(ci, capsys):
+    """Of a run that was killed: what it lacks would be new in the other, and pass."""
+    commit(ci, "killed", killed=True, sdpa=1.0)
+    commit(ci, "slow", sdpa=40.0)
+    assert ci.main([]) == 0
+    assert "did not run: exit code 1" in capsys.readouterr().out
+    commit(ci, "killed again", killed=True, sdpa=40.0)
+    assert ci.main([]) == 1
+    assert "FAIL: exit code 1" in capsys.readouterr().out
 
 
 def test_a_head_that_does_not_run_or_is_wrong_fails(ci, capsys):

@@ -102,6 +102,14 @@ def test_registers_may_grow_by_eight(more, passes):
     assert (lines == []) == passes
 
 
+@pytest.mark.parametrize("more", [-2, 2])
+def test_a_product_more_or_beside_the_tensor_cores_does_not_pass(more):
+    case = attention_case("sm_90", "half", 40, even=True)
+    before = GOLDEN[case.name]
+    found = replace(before, tensor_core=before.tensor_core + more)
+    assert [line.split(":")[0] for line in faults(case, found, before)] == ["tensor cores"]
+
+
 def test_an_unrecorded_tile_does_not_pass():
     case = attention_case("sm_90", "half", 40, even=True)
     assert faults(case, GOLDEN[case.name], None) == ["not recorded: run bench/compile_report.py --update"]

@@ -172,8 +172,11 @@ def faults(case: Case, found: Figures, recorded: Figures | None) -> list[str]:
         wrong.append(f"tensor cores: no {TENSOR_CORE[case.chip]}")
     if recorded is None:
         wrong.append("not recorded: run bench/compile_report.py --update")
-    elif found.registers > recorded.registers + REGISTER_SLACK:
+        return wrong
+    if found.registers > recorded.registers + REGISTER_SLACK:
         wrong.append(f"registers: {found.registers}, recorded {recorded.registers}")
+    if found.tensor_core != recorded.tensor_core:  # a product made twice, or beside the tensor cores
+        wrong.append(f"tensor cores: {found.tensor_core} instructions, recorded {recorded.tensor_core}")
     return wrong
 
 
