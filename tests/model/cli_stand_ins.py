@@ -8,6 +8,7 @@ import pytest
 import torch
 from xdyna_model import cli
 from xdyna_model.detectors import Person
+from xdyna_model.sampling import released_scheduler
 
 FRAMES = 10
 GIVEN = ("--reference", "photo.png", "--driving", "dance.mp4")
@@ -18,6 +19,7 @@ class Pipeline:
 
     default_height, default_width = 128, 64
     default_steps, default_guidance = 25, 7.5
+    scheduler = released_scheduler()
     fault: BaseException | None = None
 
     def __call__(self, photo, conditions, *, num_inference_steps, generator, callback_on_step_end, **options):

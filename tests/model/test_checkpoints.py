@@ -1,5 +1,7 @@
 """Released names to ours: all of them, and no silence about one that is wrong."""
 
+import re
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, ControlNetModel
@@ -8,6 +10,7 @@ from xdyna_model.checkpoints import (
     controlnet_config,
     convert_controlnet,
     convert_image_projection,
+    convert_motion_modules,
     convert_unet,
     image_projection_config,
     unet_config,
@@ -132,3 +135,63 @@ def test_one_net_is_not_taken_for_the_other(oracle):
         convert_unet(oracle("controlnet_pose").weights)
     with pytest.raises(InputError, match="not the weights of a ControlNet"):
         convert_controlnet(oracle("unet").weights)
+
+
+CROSS = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+PE = "down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.0.pos_encoder.pe"
+CONV = "down_blocks.2.resnets.0.conv1.weight"
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (64, 32, 3, 3, 1)])
+@pytest.mark.parametrize(
+    ("kind", "convert", "name"),
+    [
+        *[("unet", convert_unet, name) for name in ("conv_in.weight", "conv_out.weight", CROSS, PE, CONV)],
+        *[("controlnet_pose", convert_controlnet, name) for name in ("conv_in.weight", CROSS, CONV)],
+        ("controlnet_pose", convert_controlnet, "controlnet_cond_embedding.conv_in.weight"),
+        ("controlnet_pose", convert_controlnet, "controlnet_cond_embedding.blocks.1.weight"),
+        ("resampler", convert_image_projection, "latents"),
+        ("resampler", convert_image_projection, "proj_in.weight"),
+        ("resampler", convert_image_projection, "layers.0.1.1.weight"),
+    ],
+)
+def test_sizes_are_read_off_tensors_of_the_right_dimensions(oracle, kind, convert, name, shape):
+    with pytest.raises(
+        InputError, match=rf"^not the weights of a .*: {name} is {re.escape(str(list(shape)))}, expected"
+    ):
+        convert({**oracle(kind).weights, name: torch.zeros(shape)})
+
+
+def test_sizes_are_not_read_off_empty_tensors(oracle):
+    with pytest.raises(InputError, match=r"proj_in\.weight is \[0, 80\], expected 2 dimensions, none empty"):
+        convert_image_projection({**oracle("resampler").weights, "proj_in.weight": torch.zeros(0, 80)})
+
+
+@pytest.mark.parametrize(("kind", "convert"), [("unet", convert_unet), ("controlnet_face", convert_controlnet)])
+@pytest.mark.parametrize("level", [0, 1, 3])
+def test_a_level_that_is_missing_is_named(oracle, kind, convert, level):
+    kept = {name: t for name, t in oracle(kind).weights.items() if not name.startswith(f"down_blocks.{level}.resnets")}
+    with pytest.raises(InputError, match=rf"missing down_blocks\.{level}\.resnets\.0\.conv1\.weight"):
+        convert(kept)
+
+
+def test_sizes_that_no_denoiser_has_are_refused(oracle):
+    odd = {"down_blocks.0.resnets.0.conv1.weight": torch.zeros(31, 32, 3, 3)}
+    with pytest.raises(
+        InputError, match=r"no denoiser has .*block_out_channels.*\(31, .*need channels divisible by 32"
+    ):
+        convert_unet({**oracle("unet").weights, **odd})
+
+
+BLOCK = "mid_block.motion_modules.0.temporal_transformer.transformer_blocks.0"
+
+
+@pytest.mark.parametrize("other", [torch.zeros(1, 24, 32), torch.zeros(1, 32, 64)])
+def test_positions_that_differ_in_one_block_are_refused(other):
+    """The denoiser has one table for both attentions of a block, AnimateDiff's file has two."""
+    positions = torch.ones(1, 24, 32)
+    names = [f"{BLOCK}.attention_blocks.{index}.pos_encoder.pe" for index in (0, 1)]
+    [(name, kept)] = convert_motion_modules(dict.fromkeys(names, positions)).items()
+    assert (name, kept is positions) == ("mid_block.motion_modules.0.transformer_blocks.0.pos_embed.pe", True)
+    with pytest.raises(InputError, match=f"^{names[1]} differs from {names[0]}"):
+        convert_motion_modules({names[0]: positions, names[1]: other})

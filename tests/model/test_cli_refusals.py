@@ -4,13 +4,16 @@ import errno
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler, LCMScheduler
 from PIL import Image
-from xdyna_model import animate, cli, driving, video
+from xdyna_model import animate, cli, driving, model_folder, video
 from xdyna_model.detectors.dwpose import DWPOSE_FILES
+from xdyna_model.tiny import tiny_pipeline
 from xdyna_model.video import write_video
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -60,6 +63,34 @@ def test_bad_input(stand_in: Pipeline, capsys, monkeypatch, options: str, says: 
     code = run(*[word for pair in given.items() for word in pair])
     assert says in refused(capsys, code)
     assert listing() == before
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "says"),
+    [
+        (DDIMScheduler(num_train_timesteps=100), 120, "--steps 120: the model's DDIMScheduler has at most 100"),
+        (LCMScheduler(), 60, "--steps 60: the model's LCMScheduler cannot do that many (The combination of"),
+    ],
+)
+def test_more_steps_than_the_model_has(capsys, monkeypatch, scheduler: Any, steps: int, says: str) -> None:
+    pipeline = tiny_pipeline()
+    monkeypatch.setattr(pipeline, "scheduler", scheduler)
+    monkeypatch.setattr(model_folder, "load_pipeline", lambda *_: pipeline)
+    monkeypatch.setattr(driving, "MediapipeDetector", None)  # must not be asked
+    before = listing()
+    assert says in refused(capsys, run(*GIVEN, "--steps", str(steps)))
+    assert listing() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "before"),
+    [(["animate", "--out", ""], "--out"), (["animate", "--model="], "--model"), (["convert", "--sd15", ""], "--sd15")],
+)
+def test_nothing_is_not_taken_for_the_current_folder(capsys, arguments: list[str], before: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+    told = "is followed by an empty argument, as of a shell variable that is not set; give a value"
+    assert capsys.readouterr().err == f"xdyna: error: {before}: {told}\n"
 
 
 def test_a_map_that_is_too_short_is_told_before_the_work(stand_in: Pipeline, capsys, monkeypatch) -> None:

@@ -10,10 +10,11 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 from xdyna_model import tiny
+from xdyna_model.checkpoint_files import read_released
 from xdyna_model.conditions import Conditions
 from xdyna_model.errors import InputError
 from xdyna_model.image_tokens import ImageProjection
-from xdyna_model.model_folder import convert, load_pipeline, read_released
+from xdyna_model.model_folder import convert, load_pipeline
 from xdyna_model.pixel_codec import PixelCodec
 from xdyna_model.unet import XDynaUNet
 

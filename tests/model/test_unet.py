@@ -5,13 +5,13 @@ import functools
 
 import pytest
 import torch
-from diffusers import UNetMotionModel
+from diffusers import UNet2DConditionModel, UNetMotionModel
 from diffusers.models.attention_processor import Attention
 from torch.utils.checkpoint import checkpoint
 from xdyna_model.dynamics_adapter import DynamicsAdapter
 from xdyna_model.nano import CPU_SIZE, nano_pipeline
 from xdyna_model.positional_unet import DriftingAdapter
-from xdyna_model.tiny import tiny_pipeline
+from xdyna_model.tiny import BACKBONE, tiny_pipeline
 from xdyna_model.unet import RELEASED, XDynaUNet
 
 
@@ -88,6 +88,17 @@ def test_what_would_replace_the_adapters_is_refused():
     with pytest.raises(ValueError, match="projections cannot be fused"):
         pipeline.unet.fuse_qkv_projections()
     assert set(pipeline.unet.state_dict()) == before
+
+
+def test_a_backbones_weights_alone_are_refused():
+    """They lack those of the adapters, which the parent would copy by name."""
+    backbone = UNet2DConditionModel(**BACKBONE)
+    with pytest.raises(ValueError, match="load_weights=False") as caught:
+        XDynaUNet.from_unet2d(backbone)
+    assert "\n" not in str(caught.value)
+    unet = XDynaUNet.from_unet2d(backbone, load_weights=False)
+    assert isinstance(unet, XDynaUNet)
+    assert unet.config["block_out_channels"] == BACKBONE["block_out_channels"]
 
 
 def test_adapters_without_memory_are_not_reset_in_silence(tmp_path):

@@ -20,8 +20,9 @@ from xdyna_model.video import read_frames
 from xdyna_train import fit_command, starts, train
 from xdyna_train.cli import main
 from xdyna_train.config import PRESETS, Config, Stage
-from xdyna_train.fit_command import FitJob, _for_data, run
+from xdyna_train.fit_command import FitJob, _for_data, _looked_at, run
 from xdyna_train.puppet_clips import PuppetSet, write_puppets
+from xdyna_train.puppet_source import PuppetSource
 from xdyna_train.shard_source import ShardSource
 from xdyna_train.starts import StartFiles
 from xdyna_train.training_run import set_prediction
@@ -108,6 +109,34 @@ def test_a_run_that_is_refused_leaves_what_another_has_measured(
     with at_work(tmp_path), pytest.raises(InputError, match="another run is at work there"):
         run(FitJob("small", tmp_path, (people,), seed=1, resume=resume), print)
     assert (tmp_path / "residuals.json").read_text() == "of the run that is at work"
+
+
+@pytest.mark.usefixtures("small_preset")
+def test_what_was_measured_before_is_of_the_model_that_training_began_with(people: Path, tmp_path: Path) -> None:
+    """A run that was killed before its first checkpoint has measured a model that nobody trains any further."""
+    job = FitJob("small", tmp_path / "killed", (people,), seed=1, resume="auto")
+    run(replace(job, out=tmp_path / "whole"), print)
+    first = json.loads((tmp_path / "whole" / "residuals.json").read_text())
+    job.out.mkdir()
+    (job.out / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    (job.out / "residuals.json").write_text('{"before": "of another"}')
+    run(job, print)
+    assert json.loads((job.out / "residuals.json").read_text())["before"] == first["before"]
+
+    said: list[str] = []
+    (job.out / "residuals.json").write_text('{"before": "what a resumed run leaves"}')
+    run(job, said.append)
+    assert json.loads((job.out / "residuals.json").read_text())["before"] == "what a resumed run leaves"
+    assert not any("Mean residual before" in line for line in said)
+
+
+@pytest.mark.parametrize("human_share", [0.0, 0.1, 0.6])
+def test_training_is_watched_on_a_person_where_a_stage_has_any(human_share: float) -> None:
+    """A stage of one clip a step has them by turns; which the first would be hangs on the seed."""
+    stage = Stage("long", (), frames=2, batch=1, human_share=human_share, steps=1)
+    pipeline, source = tiny_pipeline(0), PuppetSource(64, 64)
+    batches = [_looked_at(pipeline, source, Config((stage,)), seed) for seed in range(6)]
+    assert [batch.human.item() for batch in batches] == [human_share > 0] * 6
 
 
 def test_a_prediction_that_is_refused_leaves_the_model_s(config: Config) -> None:

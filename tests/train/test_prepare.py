@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from xdyna_model.detectors import Person
 from xdyna_model.errors import InputError
 from xdyna_model.video import crop_and_resize
 from xdyna_train.cli import main
-from xdyna_train.prepare import find_videos, prepare
+from xdyna_train.prepare import prepare
 from xdyna_train.prepare_options import PrepareOptions
 from xdyna_train.shards import ShardReader
 
@@ -95,13 +94,7 @@ def test_the_report_adds_up(prepared: Path) -> None:
 # What is given
 
 
-def test_a_list_of_videos(videos: Path, tmp_path: Path) -> None:
-    (videos / "list.txt").write_text("# two\nlong.mp4\n\n  deep/cut.mp4\nnowhere.mp4\n")
-    assert find_videos(videos / "list.txt") == {
-        "deep/cut.mp4": videos / "deep/cut.mp4",
-        "long.mp4": videos / "long.mp4",
-        "nowhere.mp4": videos / "nowhere.mp4",
-    }
+def test_a_video_that_is_not_there_costs_itself(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("nowhere.mp4")
     report = run(tmp_path / "list.txt", tmp_path / "set")
     assert report.dropped == {"unreadable": 1}
@@ -115,20 +108,6 @@ def test_a_path_that_cannot_be_looked_at_costs_one_video(videos: Path, tmp_path:
     assert report.dropped == {"unreadable": 1}
     assert (report.scenes, report.stale) == (3, 0)
     assert json.loads((tmp_path / "set" / "report.json").read_text())["scenes"] == 3
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda path: path, "no such folder or list"),
-        (lambda path: (path.mkdir(), path)[1], "holds no videos"),
-        (lambda path: (path.write_text("# nothing\n"), path)[1], "names no videos"),
-        (lambda path: (path.write_bytes(b"\xff\xfe\x00"), path)[1], "neither a folder nor a text file"),
-    ],
-)
-def test_what_is_no_source(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        run(make(tmp_path / "source"), tmp_path / "set")
 
 
 @pytest.mark.parametrize("in_the_way", ["set", "set/.lock/folder"])

@@ -246,6 +246,9 @@ def test_ray_outlives_a_video_that_kills_its_workers(videos: Path, tmp_path: Pat
     def mortal(_: PrepareOptions) -> SuitFinder:
         return Mortal()
 
-    (tmp_path / "list.txt").write_text(f"{videos / 'deep/cut.mp4'}\n{videos / 'text.mkv'}\n")
+    # The other's name is not UTF-8, so to Arrow it is no text.
+    (tmp_path / "list.txt").write_bytes(os.fsencode(videos / "deep/cut.mp4") + b"\ncaf\xe9.mkv\n")
     assert in_child(lambda: with_ray(tmp_path / "list.txt", tmp_path / "set", mortal)) == 0
-    assert "3 processes died over it" in (tmp_path / "set" / "dropped.jsonl").read_text()
+    dropped = (tmp_path / "set" / "dropped.jsonl").read_text()
+    assert "3 processes died over it" in dropped
+    assert r"caf\udce9.mkv" in dropped

@@ -62,7 +62,11 @@ def animate(job: Job, say: Say = print) -> None:
 
 
 def load(job: Job, device: torch.device, dtype: torch.dtype, say: Say) -> "XDynaPipeline":
-    """The pipeline of the job's model, or the nano model, on its device. Raises InputError for a bad model."""
+    """The pipeline of the job's model, or the nano model, on its device.
+
+    Raises InputError for a bad model, or more steps than its scheduler can do.
+    """
+    from xdyna_model.component_fit import check_steps
     from xdyna_model.model_folder import load_pipeline
 
     if job.model is None:
@@ -70,6 +74,8 @@ def load(job: Job, device: torch.device, dtype: torch.dtype, say: Say) -> "XDyna
     if device.type == "cpu":
         return_freed_memory()
     pipeline = load_pipeline(NANO if job.model is None else job.model, dtype)
+    if job.steps is not None:  # before a detector's minutes; the model's own have been checked
+        check_steps(pipeline.scheduler, job.steps)
     pipeline.to(device, dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -80,7 +86,8 @@ def compute(pipeline: "XDynaPipeline", photo: np.ndarray, motion: Motion, job: J
 
     Raises InputError where the numbers ran out of the range of the dtype.
     """
-    advance = stage("animating", job.steps)
+    pipeline.scheduler.set_timesteps(job.steps)
+    advance = stage("animating", len(pipeline.scheduler.timesteps))  # some ask for several calls a step
 
     def after_step(_pipeline: object, _step: int, _timestep: object, tensors: dict) -> dict:
         advance()

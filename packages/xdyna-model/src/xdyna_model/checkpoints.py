@@ -5,12 +5,13 @@ The released loader prints how many keys were missing and goes on, which has giv
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from diffusers import ControlNetModel
 from diffusers.models.embeddings import SinusoidalPositionalEmbedding
-from torch import Tensor
+from torch import Tensor, nn
 
 from xdyna_model.errors import InputError
 from xdyna_model.image_tokens import ImageProjection
@@ -61,8 +62,7 @@ def convert_unet(released: State) -> dict[str, Tensor]:
     """
     released = _plain(released)
     config = unet_config(released)
-    with torch.device("meta"):
-        expected = XDynaUNet(**config).state_dict()
+    expected = _expected("denoiser", XDynaUNet, config)
     names, positions = {}, []
     for name in expected:
         if name.endswith("pos_embed.pe"):
@@ -91,8 +91,7 @@ def convert_controlnet(released: State) -> dict[str, Tensor]:
         InputError: names the tensors that are missing, unexpected or of the wrong shape.
     """
     released = _plain(released)
-    with torch.device("meta"):
-        expected = ControlNetModel(**controlnet_config(released)).state_dict()
+    expected = _expected("ControlNet", ControlNetModel, controlnet_config(released))
     check("ControlNet", released, {name: tensor.shape for name, tensor in expected.items()})
     return dict(released)
 
@@ -101,8 +100,17 @@ def convert_motion_modules(released: State) -> dict[str, Tensor]:
     """AnimateDiff's motion modules (`mm_sd_v15.ckpt` and its like) by the names that `XDynaUNet` has for them.
 
     What is in them is checked where they are put into a denoiser.
+
+    Raises:
+        InputError: two tensors that the denoiser has one for, as the positions of both attentions of a block, differ.
     """
-    return {_rename(name, _MOTION_BACK): tensor for name, tensor in _plain(released).items()}
+    state, sources = {}, {}
+    for source, tensor in _plain(released).items():
+        name = _rename(source, _MOTION_BACK)
+        if name in state and (state[name].shape != tensor.shape or (state[name] != tensor).any()):
+            raise InputError(f"{source} differs from {sources[name]}, and a denoiser has one tensor for both")
+        state[name], sources[name] = tensor, source
+    return state
 
 
 def convert_image_projection(released: State, heads: int = 12) -> dict[str, Tensor]:
@@ -112,8 +120,7 @@ def convert_image_projection(released: State, heads: int = 12) -> dict[str, Tens
         InputError: names the tensors that are missing, unexpected or of the wrong shape.
     """
     released = _plain(released)
-    with torch.device("meta"):
-        expected = ImageProjection(**image_projection_config(released, heads)).state_dict()
+    expected = _expected("image projection", ImageProjection, image_projection_config(released, heads))
     shapes, state = {}, {}
     for name, tensor in expected.items():
         if ".attn.to_k." in name or ".attn.to_v." in name:  # one tensor there: [keys; values]
@@ -136,7 +143,7 @@ def unet_config(released: State) -> dict:
     released = _plain(released)
     cross = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
     pe = "down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.0.pos_encoder.pe"
-    _require("denoiser", released, ["conv_in.weight", "conv_out.weight", cross, pe])
+    _require("denoiser", released, {"conv_in.weight": 4, "conv_out.weight": 4, cross: 2, pe: 3})
     return _backbone_config("denoiser", released) | {
         "out_channels": released["conv_out.weight"].shape[0],
         "cross_attention_dim": released[cross].shape[1],
@@ -149,9 +156,10 @@ def controlnet_config(released: State) -> dict:
     released = _plain(released)
     cross = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
     first = "controlnet_cond_embedding.conv_in.weight"
-    _require("ControlNet", released, ["conv_in.weight", cross, first])
+    _require("ControlNet", released, {"conv_in.weight": 4, cross: 2, first: 4})
     embedding = [released[first].shape[0]]
     while (name := f"controlnet_cond_embedding.blocks.{2 * len(embedding) - 1}.weight") in released:
+        _require("ControlNet", released, {name: 4})
         embedding.append(released[name].shape[0])
     return _backbone_config("ControlNet", released) | {
         "cross_attention_dim": released[cross].shape[1],
@@ -163,8 +171,8 @@ def controlnet_config(released: State) -> dict:
 def image_projection_config(released: State, heads: int = 12) -> dict:
     """The sizes of a released resampler, read off its tensors, as arguments of `ImageProjection`."""
     released = _plain(released)
-    names = ["latents", "proj_in.weight", "proj_out.weight", "layers.0.0.to_q.weight", "layers.0.1.1.weight"]
-    _require("image projection", released, names)
+    matrices = ["proj_in.weight", "proj_out.weight", "layers.0.0.to_q.weight", "layers.0.1.1.weight"]
+    _require("image projection", released, {"latents": 3} | dict.fromkeys(matrices, 2))
     hidden = released["proj_in.weight"].shape[0]
     return {
         "embed_dims": released["proj_in.weight"].shape[1],
@@ -179,13 +187,11 @@ def image_projection_config(released: State, heads: int = 12) -> dict:
 
 
 def _backbone_config(what: str, released: State) -> dict:
-    channels, layers = [], 0
-    while (name := f"down_blocks.{len(channels)}.resnets.0.conv1.weight") in released:
-        channels.append(released[name].shape[0])
+    levels = [f"down_blocks.{level}.resnets.0.conv1.weight" for level in range(4)]
+    _require(what, released, dict.fromkeys(levels, 4))
+    channels, layers = [released[name].shape[0] for name in levels], 1
     while f"down_blocks.0.resnets.{layers}.conv1.weight" in released:
         layers += 1
-    if not layers:
-        _require(what, released, ["down_blocks.0.resnets.0.conv1.weight"])
     return {
         "in_channels": released["conv_in.weight"].shape[1],
         "block_out_channels": tuple(channels),
@@ -206,19 +212,40 @@ def _rename(name: str, rules: list[tuple[str, str]]) -> str:
     return name
 
 
-def _require(what: str, released: State, names: Iterable[str]) -> None:
-    if missing := [name for name in names if name not in released]:
+def _require(what: str, released: State, dimensions: Mapping[str, int]) -> None:
+    """Raises InputError where a tensor that sizes are read off is missing, empty or of other dimensions."""
+    if missing := [name for name in dimensions if name not in released]:
         raise InputError(f"not the weights of a {what}: missing {', '.join(missing)}")
+    for name, number in dimensions.items():
+        if released[name].ndim != number or not released[name].numel():
+            shape = list(released[name].shape)
+            raise InputError(
+                f"not the weights of a {what}: {name} is {shape}, expected {number} dimensions, none empty"
+            )
+
+
+def _expected(what: str, kind: type[nn.Module], config: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a model of these sizes, without memory. Raises InputError where no model has them."""
+    try:
+        with torch.device("meta"):
+            return kind(**config).state_dict()
+    except (ValueError, ArithmeticError, RuntimeError) as error:
+        sizes = ", ".join(f"{name} {size}" for name, size in config.items())
+        raise InputError(f"no {what} has the sizes of these weights, {sizes} ({error})") from error
+
+
+def misfits(released: State, shapes: Mapping[str, torch.Size]) -> dict[str, str]:
+    """What is wrong with every tensor that is missing, unexpected or of another shape than in `shapes`, by its name."""
+    wrong = {name: f"missing {name}" for name in shapes if name not in released}
+    wrong |= {name: f"unexpected {name}" for name in released if name not in shapes}
+    return wrong | {
+        name: f"{name} is {list(released[name].shape)}, expected {list(shape)}"
+        for name, shape in shapes.items()
+        if name in released and released[name].shape != shape
+    }
 
 
 def check(what: str, released: State, shapes: Mapping[str, torch.Size]) -> None:
-    """Raises InputError that names every tensor that is missing, unexpected or of another shape than in `shapes`."""
-    problems = [f"missing {name}" for name in shapes if name not in released]
-    problems += [f"unexpected {name}" for name in released if name not in shapes]
-    problems += [
-        f"{name} is {list(released[name].shape)}, expected {list(shape)}"
-        for name, shape in shapes.items()
-        if name in released and released[name].shape != shape
-    ]
-    if problems:
-        raise InputError(f"the weights do not fit the {what}: {'; '.join(problems)}")
+    """Raises InputError that names all `misfits`."""
+    if wrong := misfits(released, shapes):
+        raise InputError(f"the weights do not fit the {what}: {'; '.join(wrong.values())}")

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from xdyna_model.job import Job, check_job
-from xdyna_model.refusals import refusing
+from xdyna_model.refusals import refuse_empty, refusing
 
 app = typer.Typer(
     help="Animate a photo of a person with the motion of a video.",
@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run `xdyna` with argv, or the process's arguments, and exit: 0 done, 2 bad input (stderr says what: one line, or
     typer's box where an option itself is wrong), 130 interrupted. Any other failure is a defect here and raises."""
     with refusing("xdyna", "lower --width and --height, or --frames, or use --dtype bf16 or fp16"):
+        refuse_empty(sys.argv[1:] if argv is None else argv)
         app(args=argv, prog_name="xdyna")
     raise AssertionError("typer exits by itself")
 

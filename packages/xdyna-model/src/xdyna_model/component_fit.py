@@ -69,13 +69,27 @@ def check_use(scheduler: Any, feature_extractor: Any, default_steps: int) -> Non
         if default_steps <= most:
             _rehearse(copy.deepcopy(scheduler), default_steps)
     except Exception as error:  # each kind of scheduler fails in its own way
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"scheduler is a {type(scheduler).__name__} that cannot denoise ({reason}), "
+            f"scheduler is a {type(scheduler).__name__} that cannot denoise ({_reason(error)}), "
             "expected one of diffusers that can, such as a DDIMScheduler with its defaults"
         ) from error
     if default_steps > most:
         raise InputError(f"default_steps is {default_steps}, expected at most {most}, what the scheduler has")
+
+
+def check_steps(scheduler: Any, steps: int) -> None:
+    """Raises InputError where a scheduler that passed `check_use` cannot do that many steps, as asked with --steps."""
+    name, most = type(scheduler).__name__, most_steps(scheduler)
+    if steps > most:
+        raise InputError(f"--steps {steps}: the model's {name} has at most {most}")
+    try:
+        _rehearse(copy.deepcopy(scheduler), steps)
+    except Exception as error:  # each kind of scheduler fails in its own way
+        raise InputError(f"--steps {steps}: the model's {name} cannot do that many ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _rehearse(scheduler: Any, steps: int) -> None:

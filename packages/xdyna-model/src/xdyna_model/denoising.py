@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from numbers import Integral
 
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange
 from torch import Tensor
@@ -27,6 +28,11 @@ class Denoising(ReferenceEncoding):
     def default_steps(self) -> int:
         """Denoising steps where a call does not say."""
         return self.config["default_steps"]
+
+    @property
+    def num_timesteps(self) -> int:
+        """Calls of the denoiser for each window in the `denoise` that began last, as diffusers' callbacks ask for."""
+        return self._num_timesteps
 
     @torch.no_grad()
     def prepare_latents(
@@ -57,7 +63,7 @@ class Denoising(ReferenceEncoding):
         schedule: Schedule | None = None,
         latents: Tensor | None = None,
         generator: torch.Generator | None = None,
-        callback_on_step_end: Callable | None = None,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Tensor:
         """The denoising loop.
@@ -72,20 +78,24 @@ class Denoising(ReferenceEncoding):
             latents: [1, C, F, h, w] to start from, in place of `prepare_latents`.
             callback_on_step_end: called as `f(pipeline, step, timestep, {"latents": ...})`; a "latents" in the dict
                 it returns replaces them.
-            callback_on_step_end_tensor_inputs: what the dict has, which is "latents" or nothing.
+            callback_on_step_end_tensor_inputs: what the dict has, which is "latents" or nothing; diffusers' own kind of
+                callbacks says so itself.
 
         Returns:
             [1, C, F, h, w] latents.
 
         Raises:
             ValueError: a number out of its range, conditions of another size than the reference was encoded at,
-                `latents` of another shape, a schedule that leaves frames out, or tensors asked for that there are not.
+                `latents` of another shape, given or from the callback, a schedule that leaves frames out, or tensors
+                asked for that there are not.
         """
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         if other := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(other)}, there are only latents")
         num_inference_steps = self.default_steps if num_inference_steps is None else num_inference_steps
         guidance_scale = self.default_guidance if guidance_scale is None else guidance_scale
-        self._check_numbers(num_inference_steps, guidance_scale, window_size)
+        self._check_numbers(num_inference_steps, guidance_scale, window_size, window_overlap)
         size = tuple(side * self.vae_scale_factor for side in encoded.latent.shape[3:])
         if size != (conditions.height, conditions.width):
             shown = f"{conditions.width}x{conditions.height}"
@@ -99,7 +109,9 @@ class Denoising(ReferenceEncoding):
         current = latents.to(encoded.latent)
         schedule = schedule or self._random_windows(frames, window_size, window_overlap, wrap, generator)
         options = step_options(self.scheduler, generator)
-        with self.progress_bar(total=num_inference_steps) as progress:  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+        # Some schedulers ask for several calls a step.
+        self._num_timesteps = len(self.scheduler.timesteps)
+        with self.progress_bar(total=self._num_timesteps) as progress:  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
             for step, timestep in enumerate(self.scheduler.timesteps):
                 step_windows = schedule(step)
                 if left_out := sorted(set(range(frames)).difference(*step_windows)):
@@ -110,18 +122,24 @@ class Denoising(ReferenceEncoding):
                     tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, current)
                     changed = callback_on_step_end(self, step, timestep, tensors)
                     current = changed["latents"] if changed and "latents" in changed else current
+                    if current.shape != latents.shape:
+                        shown = f"{list(current.shape)}, expected {list(latents.shape)}"
+                        raise ValueError(f"the callback's latents are {shown}")
                 progress.update()
         return current
 
-    def _check_numbers(self, steps: int, guidance_scale: float, window_size: int) -> None:
+    def _check_numbers(self, steps: int, guidance_scale: float, window_size: int, window_overlap: int) -> None:
         most = most_steps(self.scheduler)
-        if not isinstance(steps, Integral) or isinstance(steps, bool) or not 1 <= steps <= most:
+        if not _is_whole(steps) or not 1 <= steps <= most:
             raise ValueError(f"num_inference_steps is {steps}, expected a whole number from 1 to {most}")
         if not math.isfinite(guidance_scale):
             raise ValueError(f"guidance_scale is {guidance_scale}, expected a number; 1 and below turn it off")
         longest = self.unet.config["motion_max_seq_length"]
-        if not 1 <= window_size <= longest:
-            raise ValueError(f"window_size is {window_size}, expected 1 to {longest}, what the motion modules know")
+        if not _is_whole(window_size) or not 1 <= window_size <= longest:
+            known = f"a whole number from 1 to {longest}, what the motion modules know"
+            raise ValueError(f"window_size is {window_size}, expected {known}")
+        if not _is_whole(window_overlap):
+            raise ValueError(f"window_overlap is {window_overlap}, expected a whole number")
 
     def _predict_noise(
         self,
@@ -167,3 +185,7 @@ class Denoising(ReferenceEncoding):
             return windows.sliding(num_frames, size, overlap, offset=offset)
 
         return schedule
+
+
+def _is_whole(number: object) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool)

@@ -2,22 +2,18 @@
 
 import inspect
 import json
-import pickle
 import re
-import warnings
-import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from xdyna_model import checkpoints
+from xdyna_model.checkpoint_files import check_finite, listed, named_tensors, read_released, read_tensors
 from xdyna_model.component_fit import check_defaults, check_fit, check_use
 from xdyna_model.errors import InputError, naming
 from xdyna_model.hub import download
@@ -44,7 +40,6 @@ _WEIGHTS: dict[str, type] = {
 # What these may be instead, where the folder's index names it.
 _ALTERNATIVES: dict[str, type] = {"vae": PixelCodec, "unet": PositionalUNet}
 _REPORTS = {"missing": "missing_keys", "unexpected": "unexpected_keys", "wrong shape of": "mismatched_keys"}
-_MOST_NAMED = 5  # of the tensors that are wrong; the rest are counted
 
 
 def load_pipeline(source: str | Path, dtype: torch.dtype = torch.float32) -> XDynaPipeline:
@@ -117,57 +112,16 @@ def convert(
         pipeline.save_pretrained(draft)
 
 
-def read_released(path: Path) -> dict[str, Any]:
-    """A checkpoint file of tensors: safetensors, or a pickle that is read with `weights_only=True` and nothing else.
-    The pickle may be bare, as torch wrote it before 1.6.
-
-    Raises InputError: missing, damaged, or a pickle with anything but plain containers and tensors in it.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give the path of a checkpoint")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings(action="ignore"):  # what comes of torch's doubts is an exception or nothing
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    # A foreign or cut-off file shows as any of these, depending on where the damage lies.
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, SafetensorError) as error:
-        raise InputError(f"{path}: is not a checkpoint of tensors, or is damaged; download it again") from error
-    if not isinstance(state, dict):
-        raise InputError(f"{path}: holds a {type(state).__name__}, expected named tensors")
-    return state
-
-
-def read_tensors(path: Path, part: str) -> dict[str, Tensor]:
-    """The named tensors of one part of a checkpoint file, or all of it where it has no such part: what lies under that
-    key, or, as in safetensors, which cannot nest, what has it before its names.
-
-    Raises InputError as `read_released` does, and where there is anything but tensors or one is not finite.
-    """
-    with naming(path):
-        return _tensors(_part(_part(read_released(path), "state_dict"), part))
-
-
-def _part(state: Any, name: str) -> Any:
-    """A part of a checkpoint, without its name, or all of it."""
-    if not isinstance(state, dict):
-        return state
-    if name in state:
-        return state[name]
-    named = ((key, value) for key, value in state.items() if isinstance(key, str) and key.startswith(f"{name}."))
-    return {key.removeprefix(f"{name}."): value for key, value in named} or state
-
-
 def _convert_unet(path: Path) -> XDynaUNet:
     with naming(path):
-        released = _tensors(read_released(path))
+        released = named_tensors(read_released(path))
         config, state = checkpoints.unet_config(released), checkpoints.convert_unet(released)
         return _fill(XDynaUNet, config, state)
 
 
 def _convert_controlnet(path: Path, conditioning_channels: int) -> ControlNetModel:
     with naming(path):
-        released = _tensors(read_released(path))
+        released = named_tensors(read_released(path))
         config, state = checkpoints.controlnet_config(released), checkpoints.convert_controlnet(released)
         if (channels := config["conditioning_channels"]) != conditioning_channels:
             kind = "pose" if conditioning_channels == 3 else "face"
@@ -190,25 +144,12 @@ def _fill(kind: type[nn.Module], config: dict[str, Any], state: dict[str, Tensor
     return module.eval()
 
 
-def _tensors(state: Any) -> dict[str, Tensor]:
-    state = _part(state, "state_dict")
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError("holds other things than tensors; expected named tensors, or those under 'state_dict'")
-    _check_finite(state.items())
-    return state
-
-
-def _check_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
-    broken = [name for name, tensor in tensors if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
-    if broken:
-        raise InputError(f"not a number or infinite: {_named(broken)}; download or train it again")
-
-
 def load_component(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """A diffusers or transformers model from its folder, with every tensor accounted for."""
+    """A diffusers or transformers model from its folder, with every tensor accounted for. Weights in half precision are
+    read where there are no others."""
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no model there (no config.json); give a complete folder")
-    options: dict[str, Any] = {"output_loading_info": True, "local_files_only": True}
+    options: dict[str, Any] = {"output_loading_info": True, "local_files_only": True, "variant": _variant(folder)}
     if kind.__module__.startswith("transformers."):  # reports wrong shapes by name only if they are to be ignored
         options |= {"dtype": dtype, "ignore_mismatched_sizes": True}
     else:
@@ -219,12 +160,24 @@ def load_component(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) 
         if is_out_of_memory(error):
             raise
         raise InputError(f"{folder}: cannot be loaded: {_first_line(error)}") from error
-    problems = [f"{what} {_named(report[key])}" for what, key in _REPORTS.items() if report[key]]
+    problems = [f"{what} {listed(map(_shown, report[key]))}" for what, key in _REPORTS.items() if report[key]]
     if problems:
         raise InputError(f"{folder}: the weights do not fit the {kind.__name__}: {'; '.join(problems)}")
     with naming(folder):
-        _check_finite(module.state_dict().items())
+        check_finite(module.state_dict().items())
     return module
+
+
+def _variant(folder: Path) -> str | None:
+    """What libraries call the weights of a folder that has them in half precision only; None where there are others."""
+    suffixes = [path.suffixes for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
+    half = any(first.startswith(".fp16") for first, *_ in suffixes)  # .fp16, or .fp16-00001-of-00002
+    return "fp16" if half and all(len(some) > 1 for some in suffixes) else None
+
+
+def _shown(report: str | tuple) -> str:
+    """A tensor of a library's report: its name, with both shapes where they differ."""
+    return report if isinstance(report, str) else f"{report[0]} ({list(report[1])}, expected {list(report[2])})"
 
 
 def _names_class(entry: object) -> bool:
@@ -267,12 +220,6 @@ def _read_index(folder: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: cannot be read as JSON; download the model again") from error
     return index if isinstance(index, dict) else {}
-
-
-def _named(names: Iterable[Any]) -> str:
-    names = [f"{n[0]} ({list(n[1])}, expected {list(n[2])})" if isinstance(n, tuple) else n for n in sorted(names)]
-    more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _first_line(error: Exception) -> str:

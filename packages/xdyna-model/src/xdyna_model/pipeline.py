@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
 from diffusers.video_processor import VideoProcessor
 from PIL import Image
@@ -142,7 +143,7 @@ class XDynaPipeline(Denoising):
         generator: torch.Generator | None = None,
         latents: Tensor | None = None,
         output_type: str = "pil",
-        callback_on_step_end: Callable | None = None,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
     ) -> XDynaPipelineOutput | tuple:
@@ -166,7 +167,7 @@ class XDynaPipeline(Denoising):
         num_inference_steps = self.default_steps if num_inference_steps is None else num_inference_steps
         guidance_scale = self.default_guidance if guidance_scale is None else guidance_scale
         guidance = guidance_scale > 1
-        self._check_numbers(num_inference_steps, guidance_scale, window_size)
+        self._check_numbers(num_inference_steps, guidance_scale, window_size, window_overlap)
         _check_output_type(output_type, OUTPUT_TYPES)
         encoded = self.encode(
             reference,

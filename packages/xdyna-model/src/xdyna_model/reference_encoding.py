@@ -93,7 +93,8 @@ class ReferenceEncoding(DiffusionPipeline):
         return self.text_encoder(tokens.to(self._execution_device))[0].to(self.unet.dtype)
 
     def _encode_image_tokens(self, picture: np.ndarray, guidance: bool) -> Tensor:
-        pixels = self.feature_extractor(images=picture, return_tensors="pt").pixel_values
+        # Without its layout a picture of 1 or 3 rows is taken for one of channels first.
+        pixels = self.feature_extractor(picture, input_data_format="channels_last", return_tensors="pt").pixel_values
         pixels = pixels.to(self._execution_device, self.image_encoder.dtype)
         # The unconditional tokens come of a black input, they are not zeros themselves.
         pixels = torch.cat([torch.zeros_like(pixels), pixels]) if guidance else pixels
@@ -102,7 +103,9 @@ class ReferenceEncoding(DiffusionPipeline):
 
 
 def _checked(picture: np.ndarray) -> np.ndarray:
-    shape, dtype = getattr(picture, "shape", None), getattr(picture, "dtype", type(picture).__name__)
-    if not isinstance(picture, np.ndarray) or dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-        raise ValueError(f"reference is {dtype} {list(shape or [])}, expected a PIL picture or a uint8 array [H, W, 3]")
+    expected = "expected one PIL picture or uint8 array [H, W, 3]"
+    if not hasattr(picture, "dtype"):
+        raise ValueError(f"reference is a {type(picture).__name__}, {expected}")
+    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise ValueError(f"reference is {picture.dtype} {list(picture.shape)}, {expected}")
     return picture

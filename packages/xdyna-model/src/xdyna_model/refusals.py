@@ -1,8 +1,9 @@
 """How the commands refuse: one line on standard error and exit code 2 for what the user can put right."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import NoReturn
 
 from xdyna_model.errors import InputError
@@ -24,6 +25,16 @@ def refusing(program: str, out_of_memory: str = "use a machine with more") -> It
         if not is_out_of_memory(error):
             raise
         _refuse(program, f"out of memory; {out_of_memory}")
+
+
+def refuse_empty(arguments: Sequence[str]) -> None:
+    """Raises InputError for an argument that is nothing: as a path, it would be the current folder."""
+    words = [word for text in arguments for word in (text.split("=", 1) if text.startswith("--") else [text])]
+    for before, word in pairwise(["the command", *words]):
+        if not word:
+            raise InputError(
+                f"{before}: is followed by an empty argument, as of a shell variable that is not set; give a value"
+            )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -15,7 +15,17 @@ BLUR_SIGMA = 18.0
 
 def released_scheduler() -> DDIMScheduler:
     """The scheduler of the released model: linear betas, unlike Stable Diffusion's own; first of 25 steps at 961."""
-    return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="linear", steps_offset=1, clip_sample=False)
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="linear",
+        steps_offset=1,
+        clip_sample=False,
+        # Its defaults, given all the same: `from_config` of another scheduler takes its own in place of defaults.
+        timestep_spacing="leading",
+        set_alpha_to_one=True,
+        prediction_type="epsilon",
+    )
 
 
 def most_steps(scheduler: Any) -> int:

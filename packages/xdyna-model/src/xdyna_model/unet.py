@@ -1,10 +1,12 @@
 """The denoiser: Stable Diffusion 1.5 with Dynamics-Adapter, image tokens and motion modules."""
 
 import inspect
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self, cast
 
 from diffusers import (
     ModelMixin,  # noqa: F401  diffusers looks for the base class in the module of a component
+    MotionAdapter,
+    UNet2DConditionModel,
     UNetMotionModel,
 )
 from diffusers.configuration_utils import register_to_config
@@ -66,6 +68,19 @@ class XDynaUNet(UNetMotionModel):
             elif isinstance(module, Attention) and ".attentions." in name:
                 processor = self.adapter_type if child == "attn1" else ImageTokenAttention
                 module.set_processor(processor(module, self.layout))  # pyright: ignore[reportArgumentType]
+
+    @classmethod
+    def from_unet2d(
+        cls, unet: UNet2DConditionModel, motion_adapter: MotionAdapter | None = None, load_weights: bool = True
+    ) -> Self:
+        """A denoiser with the backbone's configuration.
+
+        Raises ValueError unless `load_weights` is False: a backbone has no weights for the adapters and image tokens,
+        and diffusers takes all or none.
+        """
+        if load_weights:
+            raise ValueError("a backbone lacks the adapters' weights: take load_weights=False, then load a state dict")
+        return cast(Self, super().from_unet2d(unet, motion_adapter, load_weights=False))
 
     def reset_adapters(self) -> None:
         """Puts every Dynamics-Adapter back to its start: call it after loading a backbone to train on. The weights for

@@ -1,5 +1,6 @@
 """The command `xdyna-train`. Heavy imports wait inside the commands, so that `xdyna-train --help` answers at once."""
 
+import io
 import os
 import re
 import sys
@@ -9,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 from xdyna_model.errors import InputError
-from xdyna_model.refusals import refusing
+from xdyna_model.refusals import refuse_empty, refusing
 
 from xdyna_train.config import PRESETS
 
@@ -28,9 +29,13 @@ _CLIPS_PER_WORKER = 64
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run `xdyna-train` with argv, or the process's arguments, and exit: 0 done, 1 a bar of the evaluation is missed,
-    2 bad input (one line on stderr says what), 130 interrupted. Any other failure is a defect here and raises."""
+    """Run `xdyna-train` with argv, or the process's arguments, and exit: 0 done, 1 a bar of the evaluation is missed or
+    training has stopped, on SIGTERM too, 2 bad input (one line on stderr says what), 130 interrupted. Any other failure
+    is a defect here and raises."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr does by itself: the bytes of a path need be no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     with refusing("xdyna-train", _OUT_OF_MEMORY):
+        refuse_empty(sys.argv[1:] if argv is None else argv)
         app(args=argv, prog_name="xdyna-train")
     raise AssertionError("typer exits by itself")
 
@@ -77,7 +82,7 @@ def prepare(
     height: Annotated[int, typer.Option(help="Of the clips, in pixels, a multiple of 8.")] = 896,
     width: Annotated[int, typer.Option(help="Of the clips, in pixels, a multiple of 8.")] = 512,
     min_seconds: Annotated[float, typer.Option(help="Shorter scenes are dropped.")] = 1.0,
-    max_seconds: Annotated[float, typer.Option(help="Longer scenes are cut into equal clips.")] = 30.0,
+    max_seconds: Annotated[float, typer.Option(help="Longer scenes are cut, into equal clips if possible.")] = 30.0,
     min_quality: Annotated[float, typer.Option(help="0 to 1; clips with a lower score are dropped.")] = 0.2,
     quality_model: Annotated[
         Path | None, typer.Option(help="ONNX model of 0 to 100, KonIQ-style, in place of the embedded score.")

@@ -41,7 +41,8 @@ class Encoders:
 
     def preprocess(self, picture: np.ndarray) -> Tensor:
         """[H, W, 3] uint8 to [3, s, s], as the image encoder takes it."""
-        return self._feature_extractor(images=picture, return_tensors="pt").pixel_values[0]
+        pixels = self._feature_extractor(picture, input_data_format="channels_last", return_tensors="pt").pixel_values
+        return pixels[0]
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Encoded:

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -80,12 +81,8 @@ def run(job: FitJob, say: Say) -> None:
         say(note)
     say(f"{job.preset}: {config.total_steps} steps, " + ", ".join(f"{s.steps} of {s.name}" for s in config.stages))
     batch = _looked_at(pipeline, source, config, job.seed)
-
-    def begun() -> None:
-        if not (job.out / METRICS).exists():
-            _report("before", pipeline, batch, job.out, say)
-
-    fit(pipeline, source, config, job.out, job.seed, job.resume == "auto", SampleVideo(batch, job.out, job.seed), begun)
+    sampler, begun = SampleVideo(batch, job.out, job.seed), partial(_report, "before", pipeline, batch, job.out, say)
+    fit(pipeline, source, config, job.out, job.seed, job.resume == "auto", sampler, begun)
     if first:
         _report("after", pipeline, batch, job.out, say)
     model = job.out / "model"
@@ -191,7 +188,10 @@ def _for_data(config: Config, source: ShardSource) -> tuple[Config, list[str]]:
 def _looked_at(pipeline: XDynaPipeline, source: ExampleSource, config: Config, seed: int) -> Batch:
     """One clip of the longest stage, of a person where that stage has any: of puppets, one that training never sees."""
     index = max(range(len(config.stages)), key=lambda k: config.stages[k].frames)
-    data = FusionDataset(source, replace(config, drop_condition=0.0), seed, Encoders(pipeline).preprocess)
+    stages = tuple(replace(stage, human_share=float(stage.human_share > 0)) for stage in config.stages)
+    data = FusionDataset(
+        source, replace(config, stages=stages, drop_condition=0.0), seed, Encoders(pipeline).preprocess
+    )
     return data[Place(index, _LOOKED_AT, 0)]
 
 

@@ -16,6 +16,7 @@ gone or changed are counted in the report.
 import fcntl
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from xdyna_model.outputs import staged
 from xdyna_train.person_finder import EmbeddedFinder, PersonFinder
 from xdyna_train.prepare_options import PrepareOptions
 from xdyna_train.prepare_report import PrepareReport
+from xdyna_train.prepare_sources import find_videos
 from xdyna_train.prepare_video import VideoJob, is_newer, prepare_video, read_result
 from xdyna_train.quality import OnnxQuality, QualityModel, picture_quality
 from xdyna_train.shards import (
@@ -40,7 +42,6 @@ from xdyna_train.shards import (
     write_packed,
 )
 
-SUFFIXES = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
 DROPPED, REPORT, OPTIONS, PARTS = "dropped.jsonl", "report.json", "options.json", "parts"
 
 MakeFinder = Callable[[PrepareOptions], PersonFinder]
@@ -68,7 +69,8 @@ def prepare(
     make_quality: MakeQuality = default_quality,
     on_video: Callable[[int, int], None] | None = None,
 ) -> PrepareReport:
-    """Make a data set of all videos of `source`: a folder, searched to the bottom, or a text file of one path a line.
+    """Make a data set of all videos of `source`: a folder, searched to the bottom, or a text file of one path a line
+    (`find_videos`).
 
     workers: processes that work, one on each core where None; they are Ray's, on this machine or on the cluster that
     RAY_ADDRESS names, whose machines must all see `source` and `out`. 0: this process alone, without Ray.
@@ -96,34 +98,9 @@ def prepare(
         return report
 
 
-def find_videos(source: str | Path) -> dict[str, Path]:
-    """Name -> path of every video, in the order of the names. Raises InputError where there is none.
-
-    A list's lines are paths from the folder that the list lies in; empty ones and those that begin with # are not
-    looked at. Names are the lines, or the paths from the folder.
-    """
-    source = Path(source)
-    if source.is_dir():
-        found = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-        videos = {path.relative_to(source).as_posix(): path for path in found}
-        if not videos:
-            raise InputError(f"{source}: holds no videos (of {', '.join(sorted(SUFFIXES))}); give another folder")
-        return videos
-    try:
-        lines = [line.strip() for line in source.read_text().splitlines()]
-    except FileNotFoundError as error:
-        raise InputError(f"{source}: no such folder or list; check the name") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{source}: is neither a folder nor a text file of one path a line") from error
-    videos = {line: source.parent / line for line in sorted(lines) if line and not line.startswith("#")}
-    if not videos:
-        raise InputError(f"{source}: names no videos; write one path a line")
-    return videos
-
-
 def _part(video: str) -> str:
     """A folder name that no other video has, and that a person can read."""
-    digest = hashlib.sha256(video.encode()).hexdigest()[:12]
+    digest = hashlib.sha256(os.fsencode(video)).hexdigest()[:12]
     return f"{re.sub(r'[^A-Za-z0-9_-]+', '-', video)[:48]}-{digest}"
 
 

@@ -10,7 +10,7 @@ from xdyna_model.images import MIN_SIDE
 from xdyna_model.job import MULTIPLE
 
 Reason = Literal[
-    "unreadable",  # no video, damaged, or cut off
+    "unreadable",  # no video, damaged, cut off, or of several sizes
     "failed",  # an error that should not be: a defect here or in a library
     "too short",
     "low quality",
@@ -23,7 +23,8 @@ Reason = Literal[
 @dataclass(frozen=True)
 class PrepareOptions:
     """height, width: of the clips, in pixels, multiples of 8.
-    min_seconds, max_seconds: of a clip; longer scenes are cut into equal parts.
+    min_seconds, max_seconds: of a clip; where no whole number of frames lies between them, it has the next more.
+    Longer scenes are cut into equal clips, or where these would be too short, into the longest.
     min_quality: of the mean score, in [0, 1].
     human_rate: a clip is of a human where at least this share of the moments looked at shows a whole person.
     scene_rate: a clip is of a scene where at most this share shows anybody, and closer looks nobody. What is in

@@ -3,13 +3,13 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, MotionAdapter, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPVisionModelWithProjection
 from xdyna_model import checkpoints
+from xdyna_model.checkpoint_files import read_tensors
 from xdyna_model.component_fit import check_fit
 from xdyna_model.errors import InputError, naming
 from xdyna_model.model_folder import (
@@ -17,8 +17,8 @@ from xdyna_model.model_folder import (
     load_component,
     load_pipeline,
     load_tokenizer,
-    read_tensors,
 )
+from xdyna_model.motion import MotionModule
 from xdyna_model.nano import GPU_SIZE, nano_pipeline
 from xdyna_model.pipeline import XDynaPipeline
 from xdyna_model.sampling import released_scheduler
@@ -28,6 +28,33 @@ from xdyna_model.unet import RELEASED, XDynaUNet
 from xdyna_train.config import Start
 
 _ADAPTER = re.compile(r"\.processor\.to_(q|out)_ref\.")
+# Settings of a backbone that the denoiser cannot be told of, or does not heed, with what it computes. Most leave no
+# trace in the tensors.
+COMPUTED: dict[str, tuple[object, ...]] = {
+    "center_input_sample": (False,),
+    "flip_sin_to_cos": (True,),
+    "freq_shift": (0,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "only_cross_attention": (False,),
+    "act_fn": ("silu", "swish"),
+    "dual_cross_attention": (False,),
+    "attention_type": ("default",),
+    "class_embed_type": (None,),
+    "num_class_embeds": (None,),
+    "class_embeddings_concat": (False,),
+    "addition_embed_type": (None,),
+    "encoder_hid_dim_type": (None,),
+    "resnet_time_scale_shift": ("default",),
+    "resnet_skip_time_act": (False,),
+    "resnet_out_scale_factor": (1.0,),
+    "time_embedding_type": ("positional",),
+    "time_embedding_act_fn": (None,),
+    "timestep_post_act": (None,),
+    "time_cond_proj_dim": (None,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+}
+_BLOCKS = {"CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +108,7 @@ def _from_stable_diffusion(files: StartFiles) -> XDynaPipeline:
         vae=load_component(AutoencoderKL, sd15 / "vae"),
         text_encoder=load_component(CLIPTextModel, sd15 / "text_encoder"),
         tokenizer=load_tokenizer(sd15 / "tokenizer"),
-        unet=denoiser(backbone, motion, ip_adapter),
+        unet=denoiser(backbone, sd15 / "unet", motion, ip_adapter),
         controlnet=ControlNetModel.from_unet(backbone, conditioning_channels=3).eval(),
         controlnet_face=ControlNetModel.from_unet(backbone, conditioning_channels=6).eval(),
         image_encoder=vision,
@@ -93,17 +120,22 @@ def _from_stable_diffusion(files: StartFiles) -> XDynaPipeline:
     return pipeline
 
 
-def denoiser(backbone: UNet2DConditionModel, motion: Path, ip_adapter: Path) -> XDynaUNet:
+def denoiser(backbone: UNet2DConditionModel, source: Path, motion: Path, ip_adapter: Path) -> XDynaUNet:
     """A denoiser with the backbone's weights, motion modules and image attention of files, and untrained adapters.
 
-    Raises InputError where one tensor is missing, unexpected or of another shape; the message names all of them.
+    source: where the backbone comes from. Raises InputError where a setting of the backbone is not what the denoiser
+    computes, or where a tensor is missing, unexpected or of another shape; the message names the file and all of them.
     """
+    with naming(source):
+        _check_settings(backbone)
     modules = _motion_modules(motion)
-    positions = [tensor.shape[1] for name, tensor in modules.items() if name.endswith("pos_embed.pe")]
+    positions = [
+        tensor.shape[1] for name, tensor in modules.items() if name.endswith("pos_embed.pe") and tensor.ndim > 1
+    ]
     if not positions:
         raise InputError(f"{motion}: holds no motion modules (no pos_encoder.pe); give AnimateDiff's for SD 1.5")
     with torch.device("meta"):
-        unet = cast(XDynaUNet, XDynaUNet.from_unet2d(backbone, load_weights=False))
+        unet = XDynaUNet.from_unet2d(backbone, load_weights=False)
         config = dict(unet.config)
     config |= {
         "sample_size": RELEASED["sample_size"],
@@ -111,19 +143,40 @@ def denoiser(backbone: UNet2DConditionModel, motion: Path, ip_adapter: Path) -> 
         "use_motion_mid_block": any(name.startswith("mid_block.") for name in modules),
     }
     unet: XDynaUNet = XDynaUNet.from_config(config)  # pyright: ignore[reportAssignmentType]
-    state = backbone.state_dict() | modules | _image_attention(backbone, ip_adapter)
+    image = _image_attention(backbone, ip_adapter)
+    state = backbone.state_dict() | modules | image
     shapes = {name: tensor.shape for name, tensor in unet.state_dict().items() if not _ADAPTER.search(name)}
-    with naming(motion if any(".motion_modules." in name for name in state.keys() ^ shapes.keys()) else ip_adapter):
+    wrong = checkpoints.misfits(state, shapes)
+    if any(name in modules or ".motion_modules." in name for name in wrong):
+        source = motion
+    elif any(name in image or "_ip." in name for name in wrong):
+        source = ip_adapter
+    with naming(source):
         checkpoints.check("denoiser", state, shapes)
     unet.load_state_dict(unet.state_dict() | state)  # the adapters are in no file
     unet.reset_adapters()
     return unet.eval()
 
 
+def _check_settings(backbone: UNet2DConditionModel) -> None:
+    """Raises InputError that names a setting of the backbone which would be lost, or which no denoiser can have."""
+    config = backbone.config
+    for name, computed in COMPUTED.items():
+        if config[name] not in computed:
+            raise InputError(f"{name} is {config[name]!r}, a denoiser computes {computed[0]!r}; take another model")
+    for name in ("down_block_types", "up_block_types"):
+        if not _BLOCKS.issuperset(config[name]):
+            raise InputError(f"{name} is {list(config[name])}, a denoiser has blocks of {', '.join(sorted(_BLOCKS))}")
+    channels, groups = list(config["block_out_channels"]), MotionModule.NORM_GROUPS
+    if any(number % groups for number in channels):
+        raise InputError(f"block_out_channels is {channels}, expected multiples of {groups} for motion modules")
+
+
 def _motion_modules(path: Path) -> dict[str, Tensor]:
     if path.is_dir():
         return load_component(MotionAdapter, path).state_dict()
-    return checkpoints.convert_motion_modules(read_tensors(path, "state_dict"))
+    with naming(path):
+        return checkpoints.convert_motion_modules(read_tensors(path, "state_dict"))
 
 
 def _image_attention(backbone: UNet2DConditionModel, path: Path) -> dict[str, Tensor]:

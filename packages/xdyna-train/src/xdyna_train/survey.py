@@ -28,6 +28,8 @@ _LOOKS_PER_SECOND = 2
 _CLOSE_LOOKS = 8
 # Signatures further apart than this may well show two scenes: the detector is not to look for who was in the first.
 _ELSEWHERE = 0.15
+# Of a frame: so far from a whole number, seconds times frames a second are a whole number that floats have missed.
+_MISSED = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +62,7 @@ class Piece:
 
 
 def survey(video: str, path: Path, options: PrepareOptions, finder: PersonFinder, quality: QualityModel) -> Survey:
-    """Raises VideoRefused: no video that can be read to its end, or frames below `MIN_SIDE`."""
+    """Raises VideoRefused: no video that can be read to its end, frames of several sizes, or below `MIN_SIDE`."""
     fps = read_rate(path)
     look_every = max(1, int(fps / _LOOKS_PER_SECOND))
     score_every = max(1, int(fps * min(1.0, options.min_seconds)))
@@ -69,6 +71,8 @@ def survey(video: str, path: Path, options: PrepareOptions, finder: PersonFinder
     scores: dict[int, float] = {}
     size = (0, 0)
     for index, frame in enumerate(read(path)):
+        if index > 0 and frame.shape[:2] != size:
+            raise VideoRefused("unreadable", f"changes its size after {index} frames; re-encode it")
         size = frame.shape[:2]
         if min(size) < MIN_SIDE:
             raise VideoRefused("too small", f"{size[1]}x{size[0]} pixels")
@@ -100,21 +104,30 @@ def read_rate(path: Path) -> float:
 
 def judge(survey: Survey, options: PrepareOptions) -> Iterator[Piece | Dropped]:
     """What becomes of each piece of a video, in order."""
-    bounds = [0, *find_cuts(survey.signatures, survey.fps), len(survey.signatures)]
+    num_frames = len(survey.signatures)
+    # One more than there are is enough, and too large a float is no int.
+    least = math.ceil(min(options.min_seconds * survey.fps, num_frames + 1) - _MISSED)
+    longest = max(math.floor(min(options.max_seconds * survey.fps, num_frames + 1) + _MISSED), least)
+    bounds = [0, *find_cuts(survey.signatures, survey.fps), num_frames]
     for start, end in pairwise(bounds):
-        # No more than there are, since too large a float is no int.
-        longest = max(1, int(min(options.max_seconds * survey.fps, end - start)))
-        parts = math.ceil((end - start) / longest)
-        edges = [start + (end - start) * part // parts for part in range(parts + 1)]
-        for first, last in pairwise(edges):
-            yield _judge(survey, first, last, options)
+        for first, last in pairwise(_edges(start, end, least, longest)):
+            yield _judge(survey, first, last, least, options)
 
 
-def _judge(survey: Survey, first: int, last: int, options: PrepareOptions) -> Piece | Dropped:
+def _edges(start: int, end: int, least: int, longest: int) -> list[int]:
+    """Where a scene is cut so that most of it is in clips of `least` to `longest` frames: into equal parts; where
+    these would be too short, into the longest, and what is left over is too short for one more."""
+    parts = math.ceil((end - start) / longest)
+    if (end - start) // parts < least:
+        return [*range(start, end, longest), end]
+    return [start + (end - start) * part // parts for part in range(parts + 1)]
+
+
+def _judge(survey: Survey, first: int, last: int, least: int, options: PrepareOptions) -> Piece | Dropped:
     def drop(reason: Reason, detail: str) -> Dropped:
         return Dropped(survey.video, first, last, reason, detail)
 
-    if last - first < options.min_seconds * survey.fps:
+    if last - first < least:
         return drop("too short", f"{(last - first) / survey.fps:.2f} seconds")
     quality = float(np.mean([score for index, score in survey.quality.items() if first <= index < last]))
     if quality < options.min_quality:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from xdyna_model.errors import InputError
 from xdyna_model.pipeline import XDynaPipeline
 
+from xdyna_train.checkpoint import checkpoints
 from xdyna_train.claim import claimed
 from xdyna_train.clips import ExampleSource
 from xdyna_train.config import Config
@@ -48,8 +49,8 @@ def fit(
         resume: go on from the newest whole checkpoint in `out`; without one, start anew.
         sampler: called in the main process every `sample_every` steps; not where the weights are shared out. What it
             raises is printed, not raised.
-        begun: called in the main process once `out` is this run's alone, before anything in it or in the pipeline
-            changes.
+        begun: called in the main process where training starts anew, once `out` is this run's alone, before anything in
+            it or in the pipeline changes.
 
     Raises:
         InputError: a number does not fit, clips cannot be read, the disk is full, `out` holds another run, or
@@ -63,7 +64,7 @@ def fit(
         raise InputError(f"{out}: holds a training run; resume it with --resume auto, or give another folder")
     accelerator.wait_for_everyone()  # all have looked before one writes
     with claimed(out, accelerator):
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and not checkpoints(out / "checkpoints"):
             begun()
         run = Run(pipeline, source, config, out, seed, accelerator, sampler)
         start = run.restore() if resume else 0
