@@ -93,8 +93,8 @@ def run_group(
 def in_budget(
     plan: Plan, started: float, shape: Shape, direction: str, rows: list[dict], save: Callable[[], object]
 ) -> roofline.Roofline | None:
-    """`run_group`, and rows that say why there are no others: no time is left, or no memory even for the truth. Where
-    anything else breaks, as all does once a kernel has broken the device, every row without a time fails."""
+    """`run_group`, and in rows without a time why they have none: no time is left, or no memory even for the truth.
+    Where anything else breaks, as all does once a kernel has broken the device, these rows fail."""
     note, broken = "not timed: the budget was spent", False
     if time.monotonic() - started <= plan.budget:
         try:
@@ -103,11 +103,13 @@ def in_budget(
             broken = not lacks_memory(error)
             note = " ".join(str(error).split())[:160] if broken else "out of memory"
     judged = {row["backend"] for row in rows}
-    absent = [name for name in plan.names_in(direction) if name not in judged]
-    rows += [attn_rows.row(shape, direction, plan.dtype, name, None, note) for name in absent]
-    for row in rows if broken else ():
-        if row["status"] == "ok" or row["backend"] in absent:
-            row |= {"status": "FAIL", "note": note}
+    left = [row for row in rows if row["status"] == "ok"]  # right, but not timed
+    for name in plan.names_in(direction):
+        if name not in judged:
+            rows.append(attn_rows.row(shape, direction, plan.dtype, name, None))
+            left.append(rows[-1])
+    for row in left:
+        row |= {"note": note} | ({"status": "FAIL"} if broken else {})
     return None
 
 
