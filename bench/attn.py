@@ -31,7 +31,7 @@ def judge(name: str, contender: opponents.Contender, truth: Truth) -> tuple[Verd
 
     Anybody may lack memory, and a backend of ours may refuse a device or shape with a ValueError that begins with its
     name. Anything else that it raises is a failure; what an opponent raises only keeps that opponent out. Opponents are
-    not judged in poisoned memory, for which PyTorch would choose other kernels for them than are timed.
+    not judged in poisoned memory, for which those that are compiled would be compiled apart.
     """
     if name == "eager" and truth.half:
         return None, "it rounds its scores in half precision, which no limit allows for", False

@@ -46,7 +46,7 @@ def parse(description: str | None, arguments: list[str] | None) -> tuple[argpars
     if not names:
         parser.error("--without: nothing is left to run")
     levels = _levels(parser, options.shape) or list(LEVELS if cuda else MIDDLE_LEVELS if options.full else SMALL_LEVELS)
-    whole = not (cuda or options.shape or options.only or options.parity_only)
+    whole = not (cuda or options.shape or options.only or options.without or options.parity_only)
     given = (options.batch, options.frames, options.repeats)
     usual = (2, 16, 30) if cuda else (1, 4, 11)
     batch, frames, repeats = (u if g is None else g for g, u in zip(given, usual, strict=True))

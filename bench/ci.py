@@ -91,9 +91,15 @@ def bench(kernels: Path, record: Path, limit: float) -> Run:
     except subprocess.TimeoutExpired:
         return Run(record, limit, f"stopped after {limit:.0f} s", stopped=True)
     # A run with a wrong row has a whole record, and exit code 1; one that was killed may have the first half of one.
-    whole = record.exists() and json.loads(record.read_text())["complete"]
-    problem = "" if whole else (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    problem = "" if _is_whole(record) else (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     return Run(record, time.monotonic() - started, problem)
+
+
+def _is_whole(record: Path) -> bool:
+    try:
+        return json.loads(record.read_text())["complete"]
+    except (OSError, ValueError):  # none, or one that was being written
+        return False
 
 
 def verdict(base: str) -> int:

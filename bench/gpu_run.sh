@@ -22,14 +22,14 @@ failed=0
 
 # The package's own backends, whichever there are, forward and gradients; the opponents are judged before they are
 # timed. One that cannot run here is "not available", with its reason.
-timeout -k 5 100 "$python" bench/attn.py --parity-only --only own --without $new --no-compile-report --json "$out/parity.json" || failed=1
+timeout -k 3 100 "$python" bench/attn.py --parity-only --only own --without $new --no-compile-report --json "$out/parity.json" || failed=1
 
 # Small shapes with tails: racecheck slows a kernel down a hundredfold. Forward only, for the same reason. Hazards in how
 # Triton hands out work to warps do not count: it reports them of the control, too, whose warps share only a barrier.
 racecheck() { # name, seconds, arguments of python
     local log=$out/$1.log code=null
     if command -v compute-sanitizer >/dev/null; then
-        timeout -k 5 "$2" compute-sanitizer --tool racecheck --error-exitcode 3 "$python" bench/racecheck.py run "${@:3}" >"$log" 2>&1
+        timeout -k 3 "$2" compute-sanitizer --tool racecheck --error-exitcode 3 "$python" bench/racecheck.py run "${@:3}" >"$log" 2>&1
         code=$?
     else
         echo "compute-sanitizer is not installed: nothing was checked" | tee "$log"
@@ -46,13 +46,13 @@ racecheck racecheck 75 "${small[@]}" --only kernels --without $new || failed=1
 
 # Half of the budget is for compiling, and no entry of a table is begun after it. The tables are written when the last
 # entry is decided: what is cut off by the timeout leaves the old ones, and the bench below then says how fast they are.
-timeout -k 5 170 "$python" bench/attn.py --tune --without $new --budget 110 --json "$out/tune.json" || failed=1
+timeout -k 3 160 "$python" bench/attn.py --tune --without $new --budget 105 --json "$out/tune.json" || failed=1
 cp "$tables/tiles.py" "$tables/gluon_tiles.py" "$out"
 
 # A table that has begun by then ends in time; the JSON is written after every table, so a timeout keeps the rest.
-timeout -k 5 170 "$python" bench/attn.py --without $new --budget 110 --no-compile-report --json "$out/attn.json" || failed=1
+timeout -k 3 160 "$python" bench/attn.py --without $new --budget 105 --no-compile-report --json "$out/attn.json" || failed=1
 
-timeout -k 5 30 "$python" bench/attn.py --only $new,gluon,folded-cudnn --direction forward --budget 20 --no-compile-report \
+timeout -k 3 30 "$python" bench/attn.py --only $new,gluon,folded-cudnn --direction forward --budget 20 --no-compile-report \
     --json "$out/new.json" || failed=1
 racecheck racecheck-new 30 "${small[@]}" --only $new || failed=1
 exit $failed

@@ -164,6 +164,7 @@ def test_groups_name_the_packages_backends(attn, capsys):
 def test_without_leaves_out(attn, capsys):
     _, plan = attn.parse("", ["--device", "cpu", "--only", "kernels,sdpa", "--without", "gluon_all,sdpa"])
     assert plan.names == tuple(name for name in attn.opponents.kernels() if name != "gluon_all")
+    assert attn.parse("", ["--device", "cpu", "--without", "gluon_all"])[1].absent == []
     for arguments, words in ((["--only", "sdpa", "--without", "own"], "nothing is left"), (["--without", "x"], "x is")):
         with pytest.raises(SystemExit, match="2"):
             attn.parse("", ["--device", "cpu", *arguments])

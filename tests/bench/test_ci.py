@@ -85,8 +85,11 @@ def test_half_a_record_is_none(ci, capsys):
     commit(ci, "slow", sdpa=40.0)
     assert ci.main([]) == 0
     assert "did not run: exit code 1" in capsys.readouterr().out
-    commit(ci, "killed again", killed=True, sdpa=40.0)
+    commit(ci, "killed while it writes", more="import sys\nopen(sys.argv[-1], 'w').write('{')\nsys.exit(3)")
     assert ci.main([]) == 1
+    assert "FAIL: exit code 3" in capsys.readouterr().out
+    commit(ci, "killed again", killed=True, sdpa=40.0)
+    assert ci.main(["HEAD~2"]) == 1
     assert "FAIL: exit code 1" in capsys.readouterr().out
 
 

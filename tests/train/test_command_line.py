@@ -17,6 +17,7 @@ from xdyna_train.cli import main
         (["fit", "--preset", "smoke", "--steps", "1", "--out", "run", "--init", ""], "--init"),
         (["fit", "--preset", "smoke", "--steps", "1", "--out", "run", "--data", ".", "--data", ""], "--data"),
         (["evaluate", "--model", ""], "--model"),
+        (["prepare", "--out", "set", "--", ""], "--"),
     ],
 )
 def test_nothing_is_not_taken_for_the_current_folder(

@@ -281,6 +281,7 @@ def test_every_setting_of_a_backbone_is_heeded() -> None:
         {"use_linear_projection": True, "attention_head_dim": (2, 4)},
         {"mid_block_only_cross_attention": True, "cross_attention_norm": "layer_norm"},
         {"downsample_padding": 0, "dropout": 0.1},
+        {"only_cross_attention": [False, False]},
     ],
 )
 def test_a_backbone_with_other_settings_is_computed_as_it_is(files: StartFiles, tmp_path: Path, other: dict) -> None:

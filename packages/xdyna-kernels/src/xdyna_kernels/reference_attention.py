@@ -110,7 +110,7 @@ def reference_attention(
             of 40 or 80, and for keys and values N a multiple of 4), "recompute" (keeps only the inputs, and computes
             "sdpa" once more), or None: that of the backend's name where it has been proven on the chip and in the dtype
             and PyTorch would not use tf32, else "recompute". Second derivatives are those of "sdpa" whichever it is,
-            where that has any.
+            where that has any. Of the first two, derivatives by q and q_ref are views of one tensor.
 
     Returns:
         [B, F, N, C] in the inputs' dtype; under autocast, in what that makes of a backend's products.

@@ -39,6 +39,7 @@ _WEIGHTS: dict[str, type] = {
 }
 # What these may be instead, where the folder's index names it.
 _ALTERNATIVES: dict[str, type] = {"vae": PixelCodec, "unet": PositionalUNet}
+_STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")  # of the names of files with weights
 _REPORTS = {"missing": "missing_keys", "unexpected": "unexpected_keys", "wrong shape of": "mismatched_keys"}
 
 
@@ -170,7 +171,8 @@ def load_component(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) 
 
 def _variant(folder: Path) -> str | None:
     """What libraries call the weights of a folder that has them in half precision only; None where there are others."""
-    suffixes = [path.suffixes for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
+    weights = [path for path in folder.iterdir() if path.name.startswith(_STEMS)]
+    suffixes = [path.suffixes for path in weights if path.suffix in (".safetensors", ".bin")]
     half = any(first.startswith(".fp16") for first, *_ in suffixes)  # .fp16, or .fp16-00001-of-00002
     return "fp16" if half and all(len(some) > 1 for some in suffixes) else None
 

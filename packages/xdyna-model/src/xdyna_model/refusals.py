@@ -29,7 +29,9 @@ def refusing(program: str, out_of_memory: str = "use a machine with more") -> It
 
 def refuse_empty(arguments: Sequence[str]) -> None:
     """Raises InputError for an argument that is nothing: as a path, it would be the current folder."""
-    words = [word for text in arguments for word in (text.split("=", 1) if text.startswith("--") else [text])]
+    words: list[str] = []
+    for text in arguments:  # behind a bare -- there are no options
+        words += text.split("=", 1) if text.startswith("--") and "--" not in words else [text]
     for before, word in pairwise(["the command", *words]):
         if not word:
             raise InputError(

@@ -42,7 +42,7 @@ def find_videos(source: str | Path) -> dict[str, Path]:
 def _files(top: Path) -> Iterator[Path]:
     """Every file below a folder. A folder that several paths lead to, as a link back up does, is searched once."""
     searched: set[tuple[int, int]] = set()
-    # Links come after all that has a name without them: what is linked later must not get videos other names.
+    # Links come after all that has a name without them, and so keeps it whatever is linked later.
     starts = deque([top])
     while starts:
         for folder, names, files in os.walk(starts.popleft()):

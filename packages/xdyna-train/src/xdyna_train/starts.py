@@ -162,7 +162,8 @@ def _check_settings(backbone: UNet2DConditionModel) -> None:
     """Raises InputError that names a setting of the backbone which would be lost, or which no denoiser can have."""
     config = backbone.config
     for name, computed in COMPUTED.items():
-        if config[name] not in computed:
+        of_levels = config[name] if isinstance(config[name], list | tuple) else [config[name]]
+        if not set(computed).issuperset(of_levels):
             raise InputError(f"{name} is {config[name]!r}, a denoiser computes {computed[0]!r}; take another model")
     for name in ("down_block_types", "up_block_types"):
         if not _BLOCKS.issuperset(config[name]):
