@@ -11,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from xdyna_model.pipeline import XDynaPipeline
 
+from xdyna_train.gathering import gathered
 from xdyna_train.trainee import Trainee
 
 
@@ -31,8 +32,8 @@ def whole(tree: Any, keep: bool = True) -> Any:
     """Tensors, and dicts and lists of them, with every DTensor whole and on the CPU. All processes call it together;
     one that does not keep them is given None in their place."""
     if isinstance(tree, DTensor):
-        full = tree.full_tensor()
-        return full.detach().cpu() if keep else None
+        full = gathered(tree)
+        return full.cpu() if keep else None
     if isinstance(tree, Mapping):
         return {name: whole(value, keep) for name, value in tree.items()}
     if isinstance(tree, list):

@@ -12,6 +12,7 @@ from xdyna_model.pipeline import XDynaPipeline
 from xdyna_model.positional_unet import DriftingAdapter
 
 from xdyna_train.config import Part
+from xdyna_train.gathering import gathered
 
 # The keys' places, as the keys, belong to the backbone.
 _ADAPTER = re.compile(r"\.processor\.to_(q_ref|q_ref_place|q_ref_drift|drift|out_ref)\.")
@@ -79,6 +80,6 @@ def frozen_hash(module: nn.Module) -> str:
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             digest.update(name.encode())
-            value = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            value = gathered(parameter) if isinstance(parameter, DTensor) else parameter
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
