@@ -196,6 +196,9 @@ def test_what_does_not_fit_is_named(files: StartFiles, tmp_path: Path) -> None:
     torch.save(released | {flat: released[flat].flatten()}, tmp_path / "flat.ckpt")
     with pytest.raises(InputError, match=r"flat\.ckpt: .*pos_embed\.pe is \[768\], expected \[1, 24, 32\]"):
         start(motion=tmp_path / "flat.ckpt")
+    torch.save(released | {"module.conv_in.weight": torch.ones(32, 4, 3, 3)}, tmp_path / "both.ckpt")
+    with pytest.raises(InputError, match=r"both\.ckpt: holds a backbone, too \(conv_in\.weight\)"):
+        start(motion=tmp_path / "both.ckpt")
     torch.save({"other": torch.ones(1)}, tmp_path / "other.ckpt")
     with pytest.raises(InputError, match="holds no motion modules"):
         start(motion=tmp_path / "other.ckpt")

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, ControlNetModel, MotionAdapter, UNet2DCondi
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPVisionModelWithProjection
 from xdyna_model import checkpoints
-from xdyna_model.checkpoint_files import read_tensors
+from xdyna_model.checkpoint_files import listed, read_tensors
 from xdyna_model.component_fit import check_fit
 from xdyna_model.errors import InputError, naming
 from xdyna_model.model_folder import (
@@ -143,8 +143,10 @@ def denoiser(backbone: UNet2DConditionModel, source: Path, motion: Path, ip_adap
         "use_motion_mid_block": any(name.startswith("mid_block.") for name in modules),
     }
     unet: XDynaUNet = XDynaUNet.from_config(config)  # pyright: ignore[reportAssignmentType]
-    image = _image_attention(backbone, ip_adapter)
-    state = backbone.state_dict() | modules | image
+    image, own = _image_attention(backbone, ip_adapter), backbone.state_dict()
+    if both := own.keys() & modules.keys():  # of some other model, whose files hold all of it
+        raise InputError(f"{motion}: holds a backbone, too ({listed(both)}); give a file of motion modules alone")
+    state = own | modules | image
     shapes = {name: tensor.shape for name, tensor in unet.state_dict().items() if not _ADAPTER.search(name)}
     wrong = checkpoints.misfits(state, shapes)
     if any(name in modules or ".motion_modules." in name for name in wrong):
